@@ -1,4 +1,5 @@
 """The sans-I/O state machine of one node, and what it needs from whoever runs it."""
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._directory cimport directory_t
 from lapse._operations cimport counters_t, op_t, worker_t
@@ -76,6 +77,7 @@ cdef struct answer_t            # answers that one message gives rise to: privat
 cdef struct batch_t             # positions on their way: private to _protocol.pyx
 
 
+@cython.final
 cdef class Protocol:
     cdef:
         store_t* store          # owned
@@ -83,18 +85,21 @@ cdef class Protocol:
         readonly Rank me
         readonly Rank num_nodes
         readonly int max_workers
+        readonly int64_t credit_ops
         readonly int shared_memory      # 0: every operation goes through the node's own channel
         public int faults               # Fault bits; 0 in production
         Sink sink
         worker_t** workers      # owned; max_workers entries, NULL where there is none yet
-        protocol_counters_t counters
+        protocol_counters_t counters_
         # what a violation was about
         readonly Key bad_key
         readonly Epoch bad_epoch
         # scratch of the server thread, owned
         worker_t* server
         answer_t* answers       # owned
-        Py_ssize_t answers_used, answers_room
+        int answers_used, answers_room
+        bint moving             # a key has been localized: some may be COMING
+        int64_t now             # when the message in hand arrived (TRANSFER)
         Key late_keys[64]       # FAULT_LATE_DIRECTORY
         Rank late_owners[64]
         Epoch late_epochs[64]
@@ -113,6 +118,9 @@ cdef class Protocol:
     # `data` may be written to.
     cdef int handle(self, char* data, size_t size, Rank src) noexcept nogil
 
+    # The key has an unanswered operation of this worker that went by a cached route.
+    cdef bint is_pinned(self, worker_t* w, Key key) noexcept nogil
+
     # private to _protocol.pyx
     cdef int blame(self, int violation, Key key, Epoch epoch) noexcept nogil
     cdef void complete(self, worker_t* w, Timestamp ts, int64_t count) noexcept nogil
@@ -121,24 +129,25 @@ cdef class Protocol:
     cdef int recheck(self, batch_t* b, Py_ssize_t i, Rank dest) noexcept nogil
     cdef Rank destination(self, batch_t* b, Key key) noexcept nogil
     cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil
-    cdef int emit(self, batch_t* b, Rank dest, int kind, int64_t* head) noexcept nogil
+    cdef int emit_chain(self, batch_t* b, Rank dest, int64_t head) noexcept nogil
+    cdef int emit(self, batch_t* b, Rank dest, int kind, int64_t head, bint homed) noexcept nogil
     cdef void move_owner(self, Key key, Rank owner, Epoch epoch) noexcept nogil
     cdef void settle_late(self) noexcept nogil
     cdef int handle_operation(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Rank src) noexcept nogil
-    cdef int serve_here(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, const uint64_t* offsets,
-                        const uint32_t* misses, Py_ssize_t m) noexcept nogil
+    cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil
+    cdef int serve_here(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Py_ssize_t m) noexcept nogil
+    cdef int send_to(self, Rank dest, out_t* out) noexcept nogil
     cdef int handle_localize(self, header_t* h, const Key* keys) noexcept nogil
-    cdef int handle_hand_over(self, header_t* h, const Key* keys, const uint32_t* epochs, Rank src) noexcept nogil
-    cdef int send_transfer(self, Rank to, const Key* keys, const uint32_t* epochs, Py_ssize_t count, size_t bytes) noexcept nogil
     cdef int note_next(self, Key key, Rank next_owner, Epoch epoch) noexcept nogil
+    cdef int handle_hand_over(self, header_t* h, const Key* keys, const uint32_t* epochs, Rank src) noexcept nogil
+    cdef int send_transfer(self, Rank to, const Key* keys, const uint32_t* epochs, const uint32_t* chosen,
+                           Py_ssize_t count) noexcept nogil
     cdef int handle_transfer(self, header_t* h, const Key* keys, const uint32_t* epochs, const char* vals) noexcept nogil
     cdef int arrive(self, Key key, Epoch epoch, const char* vals) noexcept nogil
-    cdef int pass_on(self, Rank to, const Key* keys, const uint32_t* epochs, const char* vals, uint32_t* moving,
-                     Py_ssize_t count, size_t bytes) noexcept nogil
+    cdef int pass_on(self, header_t* h, const Key* keys, const uint32_t* epochs, Py_ssize_t moving) noexcept nogil
     cdef int apply_queue(self, transfer_t* t, Key key, char* row) noexcept nogil
     cdef int answer_entry(self, entry_t* e, Key key, const char* row) noexcept nogil
+    cdef answer_t* answer_of(self, Rank origin, uint32_t worker, Timestamp ts, int kind) noexcept nogil
     cdef int flush_answers(self) noexcept nogil
     cdef int handle_answer(self, header_t* h, const Key* keys, const uint32_t* aux, const char* vals, Rank src) noexcept nogil
-
-    # The key has an unanswered operation of this worker that went by a cached route.
-    cdef bint is_pinned(self, worker_t* w, Key key) noexcept nogil
+    cdef int check_key(self, Key key) except -1
