@@ -327,7 +327,7 @@ cdef void change(world_t* s, int next) noexcept with gil:
     cdef Schedule schedule = <Schedule>s.schedule
     s.switches += 1
     s.current = next
-    schedule.switch_to[next]()      # MAIN is the last of the list
+    schedule.switch_to[next if next != MAIN else s.actors]()
 
 
 cdef void turn(world_t* s) noexcept nogil:
@@ -650,7 +650,7 @@ cdef class Schedule:
             sink.me = i
             node = Protocol(s.num_keys, i, s.nodes, dtype="int64", visible=visible, stored=stored, max_workers=s.workers,
                             location_caches=caches, shared_memory=self.shared_memory, credit_ops=credit)
-            node.sink = sink
+            node.connect(sink)
             node.faults = faults
             self.nodes.append(node)
             s.stores[i] = node.store
@@ -666,7 +666,7 @@ cdef class Schedule:
         """Run to the end; the number of the problem that was found, 0 for none."""
         cdef world_t* s = &self.world
         cdef int a
-        self.greens = [greenlet(self.serve if a < s.nodes else self.work) for a in range(s.actors)]
+        self.greens = [greenlet(self.serve if i < s.nodes else self.work) for i in range(s.actors)]
         self.switch_to = [green.switch for green in self.greens]
         self.switch_to.append(getcurrent().switch)
         try:
@@ -803,9 +803,9 @@ cdef class Schedule:
     cdef int fill(self, int a, call_t* c) except -1:
         """The values: ours + 1, and behind the components their sum; registers get a number that nobody else writes."""
         cdef int i, me = a - self.world.nodes
-        cdef size_t j
+        cdef int j
         cdef int64_t* row
-        c.vals = <int64_t*>malloc(max(c.numbers, 1) * sizeof(int64_t))
+        c.vals = <int64_t*>malloc((c.numbers + 1) * sizeof(int64_t))
         if c.vals == NULL:
             raise MemoryError()
         for i in range(c.n):
@@ -816,7 +816,7 @@ cdef class Schedule:
                 elif c.kind == OP_SET:
                     row[j] = (c.order * MAX_POSITIONS + i) * self.components + me + 1
                 else:
-                    row[j] = j == <size_t>me or j >= <size_t>self.components
+                    row[j] = j == me or j >= self.components
         return 0
 
     cdef int begin(self, int a, call_t* c) except -1:
