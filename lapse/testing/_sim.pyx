@@ -532,6 +532,8 @@ cdef class Schedule:
         list nodes              # Protocol
         list greens
         list switch_to          # their switch methods, then the main greenlet's
+        State states[MAX_ACTORS]            # when nobody could go on
+        int holders[MAX_CHANNELS]
         worker_t* workers[MAX_ACTORS]       # by actor; borrowed from the nodes
         uint64_t worker_rng[MAX_ACTORS]
         call_t* calls           # owned; ops of them per worker
@@ -677,6 +679,8 @@ cdef class Schedule:
                 s.current = MAIN
                 a = MAIN if s.aborted else draw_actor(s)
             for a in range(s.actors):
+                self.states[a] = s.actor[a].state
+                self.holders[s.actor[a].wanted] = s.channel[s.actor[a].wanted].holder
                 if s.actor[a].state != ENDED and (s.actor[a].worker >= 0 or s.actor[a].state != IDLE):
                     s.current = a
                     fail(s, HANGS, self.waited_key(a))
@@ -731,10 +735,9 @@ cdef class Schedule:
             m = take(s, me, &channel)
             if m == NULL:
                 s.actor[a].state = IDLE
-                if s.stopping:
-                    break
                 turn(s)
                 continue
+            s.actor[a].state = READY            # (the very first time it comes here without a turn)
             h = <header_t*>m.data
             note_message(s, TAKES, channel, m)
             count_transfer(s.flying, m, -1)
@@ -1059,6 +1062,12 @@ cdef class Schedule:
         """What was wrong: the problem's number, the actor, the key (or -1) and two numbers that depend on the problem."""
         cdef world_t* s = &self.world
         return <int>s.problem, s.problem_actor, s.problem_key, s.problem_a, s.problem_b
+
+    def waiting(self):
+        """What each actor waited for when nobody could go on: (actor, State, channel it wants, who has that channel's lock)."""
+        cdef world_t* s = &self.world
+        cdef int a
+        return [(a, <int>self.states[a], s.actor[a].wanted, self.holders[s.actor[a].wanted]) for a in range(s.actors)]
 
     def figures(self):
         """Turns, switches, messages, and the hash of the trace."""

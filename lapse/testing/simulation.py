@@ -123,8 +123,16 @@ class Simulation:
 
     def _describe(self, schedule) -> tuple[str, int]:
         problem, actor, key, a, b = schedule.problem()
-        violation = VIOLATIONS.get(a, f"code {a}")
-        return _PROBLEMS[problem].format(actor=self._actor(actor), key=key, a=a, b=b, violation=violation), key
+        text = _PROBLEMS[problem].format(actor=self._actor(actor), key=key, a=a, b=b, violation=VIOLATIONS.get(a, f"code {a}"))
+        if problem == 2:
+            text += "".join(f"; {self._actor(who)} {self._wait(state, channel, holder)}"
+                            for who, state, channel, holder in schedule.waiting() if state in (1, 3))
+        return text, key
+
+    def _wait(self, state: int, channel: int, holder: int) -> str:
+        if state == 3:
+            return "sleeps"
+        return f"waits for the channel to node {channel % self.settings['nodes']}" + (f", which {self._actor(holder)} has" if holder >= 0 else "")
 
     def _actor(self, actor: int) -> str:
         nodes, workers = self.settings["nodes"], self.settings["workers"]
