@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 import zmq
 
-from lapse import control, hosts, sockets
+from lapse import control, hosts, ipc, sockets
 from lapse.config import Config
 from lapse.control import Failure
 from lapse.coordinator import LOST_TEXT, Coordinator, missing_text
@@ -35,6 +35,14 @@ FRAME_BYTES = (16 << 20) + 4096     # of a data message, unless the caller knows
 GRACE = 5.0                         # seconds a joined node waits, beyond the timeout, for the scheduler to name who is missing
 RECONNECT_MS = 50                   # at start, until the scheduler is there
 RECONNECT_MAX_MS = 1000
+
+
+_live: weakref.WeakSet[Cluster] = weakref.WeakSet()
+
+
+def any_alive() -> bool:
+    """Whether this process is a node of a job now."""
+    return any(cluster._pid == os.getpid() and not cluster._closed for cluster in list(_live))
 
 
 class Member(NamedTuple):
@@ -89,6 +97,7 @@ class Cluster:
         self._solo: Coordinator | None = None
         self._link: _Link | None = None
         self.context = zmq.Context(io_threads=config.zmq_threads)
+        _live.add(self)
         try:
             if config.role == "local":
                 self._start_alone(description)
@@ -131,7 +140,7 @@ class Cluster:
                 f"the scheduler is at {config.root_host} ({address}), beyond loopback, where connections would be neither encrypted "
                 "nor authenticated; LAPSE_SECURITY=none (or setup(..., security='none')) allows it in a network that you trust")
         if config.ipc_dir is not None:
-            sockets.check_ipc_dir(config.ipc_dir)
+            ipc.check(config.ipc_dir)
         if not config.authenticated:
             warn_unauthenticated(address)
         self._link = _Link(self, address, _join_message(config, {"transport": config.transport, **description}))
@@ -359,7 +368,7 @@ class _Link:
         self.joined = False                     # the handshake is done and `join` is on its way
         self.obstacle = ""                      # why the scheduler could not be reached so far
         self._scheduler_pid = 0
-        self._ipc_dir: str | None = None        # owned, removed at the end
+        self._folder: ipc.Folder | None = None  # owned, removed at the end
         self._places: list[str] = []
         self._monitors: dict[int, sockets.Monitor] = {}     # rank -> of push[rank]
         self._pull_monitor: sockets.Monitor | None = None
@@ -531,10 +540,9 @@ class _Link:
         self._poller.register(self._pull_monitor.pair, zmq.POLLIN)
         endpoints = {}
         if "ipc" in ways:
-            folder = config.ipc_dir
-            if folder is None:
-                folder = self._ipc_dir = sockets.make_ipc_dir()
-            endpoints["ipc"] = sockets.bind_ipc(pull, folder, f"{welcome['job']:x}-{rank}")
+            if config.ipc_dir is None:
+                self._folder = ipc.Folder()
+            endpoints["ipc"] = sockets.bind_ipc(pull, config.ipc_dir or self._folder.path, f"{welcome['job']:x}-{rank}")
         if "tcp" in ways:
             own = hosts.resolve(config.node_host) if config.node_host else hosts.address_towards(self._address)
             endpoints["tcp"] = sockets.bind_tcp(pull, own, config)
@@ -618,8 +626,8 @@ class _Link:
 
     def clean_up(self) -> None:
         self._waker.close()
-        if self._ipc_dir is not None:
-            shutil.rmtree(self._ipc_dir, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.remove()
 
 
 def _join_message(config: Config, description: dict) -> dict:

@@ -67,6 +67,11 @@ class Scheduler:
         self._coordinator = Coordinator(config.num_nodes, self._send, pid=self._pid, launched=launched)
         log.info("the scheduler listens on %s", bound)
 
+    @property
+    def joined(self) -> int:
+        """How many nodes have joined so far. Any thread."""
+        return len(self._coordinator.members)
+
     def process_ended(self, rank: int, status: int) -> None:
         """The launcher's word: how a node's process ended (subprocess's returncode)."""
         self._command(self._coordinator.ended, rank, status)

@@ -4,9 +4,7 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-import stat
 import struct
-import tempfile
 import threading
 
 import zmq
@@ -91,23 +89,6 @@ def bind_tcp(sock: zmq.Socket, address: str, config: Config, port: int = 0) -> s
         where = f"port {port} of" if port else f"any port of {config.port_range[0]}-{config.port_range[1]} on"
         raise LapseError(f"cannot listen on {where} {address}: in use")
     return sock.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
-
-
-def make_ipc_dir() -> str:
-    """A fresh folder that only this user may enter; the caller removes it."""
-    base = tempfile.gettempdir()
-    if len(base.encode()) > 60:
-        base = "/tmp"
-    return tempfile.mkdtemp(prefix="lapse-", dir=base)
-
-
-def check_ipc_dir(path: str) -> None:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise LapseError(f"LAPSE_IPC_DIR {path}: {error.strerror}") from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise LapseError(f"LAPSE_IPC_DIR {path} must be a folder that only its owner, this user, may enter (mode 0700)")
 
 
 def bind_ipc(sock: zmq.Socket, folder: str, name: str) -> str:
@@ -215,7 +196,7 @@ class Waker:
         self.fd, self._write = os.pipe()
         os.set_blocking(self.fd, False)
         os.set_blocking(self._write, False)
-        self._lock = threading.Lock()  # against writing to a descriptor that has been closed and given to another file
+        self._lock = threading.RLock()  # (signal handlers wake, too) against writing to a descriptor that has been closed and given to another file
         self._closed = False
 
     def wake(self) -> None:
