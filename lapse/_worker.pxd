@@ -1,0 +1,53 @@
+"""The primitives at C level: `from lapse cimport Worker, Key`.
+
+Every method is nogil. keys is an array of n keys; vals holds the values of these keys one after the other, in the
+number type of the server. A Timestamp result is >= 0 (to wait for), DONE (-1, finished already) or an ERR_ code (<= -2, see
+_types.pxd: nothing was sent then). One thread at a time uses a Worker.
+
+push and set have copied vals and keys when they return. The arrays of a pull belong to the operation until it has finished.
+"""
+from libc.stdint cimport int32_t, int64_t, uint32_t
+from lapse._protocol cimport Protocol, worker_t
+from lapse._types cimport Key, Timestamp
+from lapse._van cimport Van
+
+
+cdef class Worker:
+    cdef:
+        worker_t* w             # borrowed from protocol; NULL before attach()
+        Protocol protocol
+        Van van
+        object server           # lapse.Server; the node keeps its weak references
+        readonly int index      # of the worker in its node
+        readonly object buffers # {timestamp: arrays} of the Python face's operations under way
+        public object signal    # what a signal handler raised while this worker waited; the Python face raises it on
+        int64_t credit_bytes    # what may be under way at once
+    # Asynchronous primitives. They block only while the worker's credit is used up.
+    cdef Timestamp pull(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef Timestamp push(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil
+    cdef Timestamp set(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil
+    cdef Timestamp localize(self, const Key* keys, Py_ssize_t n) noexcept nogil
+    # 0 when the operation has finished, or an ERR_ code. Blocking; Ctrl-C ends it with ERR_INTERRUPTED.
+    cdef int wait(self, Timestamp ts) noexcept nogil
+    cdef int wait_for(self, Timestamp ts, int64_t nanoseconds) noexcept nogil      # nanoseconds < 0: for ever; ERR_TIMEOUT
+    cdef int waitall(self) noexcept nogil
+    cdef int waitall_for(self, int64_t nanoseconds) noexcept nogil
+    # 1 finished, 0 not yet, or an ERR_ code.
+    cdef int is_finished(self, Timestamp ts) noexcept nogil
+    # 1 and vals filled when every key was local, 0 and vals undefined when not, or an ERR_ code. Never sends.
+    cdef int pull_if_local(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef bint is_local(self, Key key) noexcept nogil
+    # In place: rows[i] points to the stored values of keys[i], latched, or is NULL where the key is not local; the
+    # number of local keys, or an ERR_ code. n <= ACQUIRE_MAX. Until release: arithmetic only, under 10 microseconds; any other
+    # call of this Worker returns ERR_HELD. Bit i of `changed` counts a push of keys[i].
+    cdef int acquire(self, const Key* keys, int n, void** rows) noexcept nogil
+    cdef int release(self, uint32_t changed) noexcept nogil
+    # Blocks until every worker slot of every node has come (takes the GIL); 0 or an ERR_ code.
+    cdef int barrier(self) noexcept nogil
+    cdef Py_ssize_t value_length(self, Key key) noexcept nogil         # visible numbers of a key
+    cdef Key num_keys(self) noexcept nogil
+    # The one way in for all primitives; kind is an OpKind.
+    cdef Timestamp issue(self, int kind, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef bint reached(self, int what, int64_t arg) noexcept nogil
+    cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
+    cdef bint interrupted(self) noexcept nogil
