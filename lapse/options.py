@@ -2,7 +2,7 @@
 
 Command lines that were written for the C++ programs run unchanged: a boolean takes a value, names may be shortened as long
 as they stay unambiguous, and `--opt value`, `--opt=value`, `-r 2` and `-r2` say the same. A wrong option ends with the usage
-on stderr and exit code 2, `--help` with 0. Nothing here imports the core, so that `--help` answers at once.
+on stderr and exit code 2, `--help` with 0. Nothing here imports the core.
 """
 import argparse
 import re

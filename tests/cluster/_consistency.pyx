@@ -124,7 +124,7 @@ cdef inline uint64_t draw(uint64_t* state, uint64_t below) noexcept nogil:
     x ^= x << 25
     x ^= x >> 27
     state[0] = x
-    return ((x * 0x2545F4914F6CDD1D) >> 32) % below
+    return ((x * 0x2545F4914F6CDD1DULL) >> 32) % below
 
 
 cdef inline int settle(Worker kv, Observer observer, slot_t* slot) noexcept nogil:
@@ -234,7 +234,7 @@ def run(Worker kv not None, Observer observer not None, int64_t reads, int windo
     if window < 1 or batch < 1 or storm + push + in_place + if_local > 100:
         raise ValueError("window and batch are at least 1, the mix at most 100 %")
     cdef mix_t mix = mix_t(push, localize, storm, in_place, if_local, sync)
-    cdef uint64_t random = (seed * 0x9E3779B97F4A7C15) ^ 0x853C49E6748FEA9B
+    cdef uint64_t random = (seed * 0x9E3779B97F4A7C15ULL) ^ 0x853C49E6748FEA9BULL
     cdef int code, i
     cdef slot_t* ring = <slot_t*> calloc(window, sizeof(slot_t))
     cdef Key* keys = <Key*> calloc(<size_t> window * batch, sizeof(Key))
