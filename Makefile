@@ -60,10 +60,10 @@ lint: build/stamps/environment-dev     ## check the sources
 	"$(PYTHON)" tools/lint.py
 
 asan: build/stamps/environment-dev     ## run the tests of SANITIZED under AddressSanitizer and UndefinedBehaviorSanitizer, in build/asan
-	$(call sanitize,asan,PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1)
+	$(call sanitize,asan,PYTHONMALLOC=malloc ASAN_OPTIONS="detect_leaks=0 $(REPORTS)" UBSAN_OPTIONS="print_stacktrace=1 $(REPORTS)")
 
 tsan: build/stamps/environment-dev     ## the same under ThreadSanitizer, in build/tsan
-	$(call sanitize,tsan,TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp die_after_fork=0 exitcode=66")
+	$(call sanitize,tsan,TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp die_after_fork=0 exitcode=66 $(REPORTS)")
 
 dev: build/stamps/environment-dev      ## install what only some tests use: torch (TORCH=torch==2.13.0)
 	"$(PYTHON)" -m pip install --quiet $(or $(TORCH),torch)
@@ -137,14 +137,18 @@ $(TESTS:%=build/tests/%): build/tests/%: tests/cluster/%.py build/stamps/lapse M
 	$(call write_launcher,tests/cluster/$*.py)
 
 # A sanitizer's build lies in a copy of the tree, so that it does not disturb the one in place. libstdc++ comes first with it because
-# libzmq throws, and AddressSanitizer must know where to.
+# libzmq throws, and AddressSanitizer must know where to. Reports go to files, since pytest keeps what a passing test prints; any is an
+# error, also one of a process that a test has started.
 SANITIZED ?= tests/unit
 TREE := $(wildcard Makefile setup.py pyproject.toml README.md LICENSE NOTICE lapse apps tests tracker tools benchmarks)
+REPORTS = log_path=$(CURDIR)/build/$@/report
 define sanitize
 	mkdir -p build/$(1)
 	find build/$(1) -path build/$(1)/build -prune -o -name '*.p[yx]*' -type f -exec rm {} +
+	rm -f build/$(1)/report.*
 	tar -cf - --exclude='*.so' --exclude=__pycache__ $(TREE) | tar -xf - -C build/$(1)
 	$(MAKE) -C build/$(1) PYTHON="$(PYTHON)" LAPSE_BUILD=$(1) all kernels
 	cd build/$(1) && LD_PRELOAD="$$(gcc -print-file-name=lib$(1).so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	    $(2) "$(PYTHON)" -m pytest -p no:cacheprovider $(SANITIZED) $(ARGS)
+	    $(2) "$(PYTHON)" -m pytest -p no:cacheprovider $(SANITIZED) $(ARGS); \
+	    code=$$?; if ls report.* >/dev/null 2>&1; then cat report.*; code=1; fi; exit $$code
 endef
