@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [{"_build", "_types", "_sync", "_zmq", "_wire"}, {"_store", "_directory", "_transfers"}, {"_protocol"}, {"_van"},
           {"_worker", "_sampling"}]
 
-FORBIDDEN = re.compile(r"import\s+\w*[pP]ickle|\bpickle\.|from\s+\w*[pP]ickle\s|recv_pyobj|send_pyobj|(?<![\w.])(?:eval|exec)\("
+FORBIDDEN = re.compile(r"import\s+\w*[pP]ickle|\bpickle\.\w|from\s+\w*[pP]ickle\s|recv_pyobj|send_pyobj|(?<![\w.])(?:eval|exec)\("
                        r"|yaml\.load\b|shell\s*=\s*True|os\.system\(|os\.popen\(")
 
 
