@@ -1,7 +1,11 @@
 """The sans-I/O state machine of one node, and what it needs from whoever runs it."""
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._directory cimport directory_t
+from lapse._operations cimport counters_t, op_t, worker_t
+from lapse._pins cimport pin_t
 from lapse._store cimport store_t
+from lapse._trace cimport trace_t
 from lapse._transfers cimport entry_t, transfer_t
 from lapse._types cimport Epoch, Key, Rank, Timestamp
 from lapse._wire cimport header_t
@@ -27,65 +31,6 @@ cdef class Sink:
     cdef int send(self, Rank dest, out_t* out) noexcept nogil              # consumes `out`; 0, or ERR_FAILED
     cdef void wake(self, worker_t* w) noexcept nogil                       # an operation of w has finished
     cdef int64_t now(self) noexcept nogil                                  # nanoseconds, for statistics only
-
-
-# --- workers and their operations --------------------------------------------------------------------------------------------
-
-cdef struct op_t:               # an operation with parts that were not done at once
-    Timestamp ts                # atomic; which operation this slot of the ring serves
-    int64_t remaining           # atomic; positions not done yet, + 1 while it is being issued; 0: finished
-    char* vals                  # borrowed from the caller: where a pull puts its values
-    uint64_t* offsets           # owned; byte offset of each position in vals, when lengths differ per key
-    Py_ssize_t offsets_room
-    Py_ssize_t n
-    size_t credit               # bytes charged to the worker
-    int kind
-
-
-cdef struct pin_t:              # the route of a worker's unanswered operations on one key (location caches only)
-    Key key                     # -1: free
-    Rank route
-    bint cached                 # the route was a guess; else it was the home
-    int64_t count               # unanswered positions
-
-
-cdef struct counters_t:         # positions (keys), by where they were found; written by one thread, read by any
-    int64_t pulled_local, pulled_queued, pulled_remote
-    int64_t pushed_local, pushed_queued, pushed_remote
-    int64_t set_local, set_queued, set_remote
-    int64_t localized_local, localized_queued, localized_remote
-
-
-cdef struct worker_t:
-    uint32_t index              # of the worker in its node
-    op_t* ops                   # owned; ring of ops_mask + 1
-    int64_t ops_mask
-    Timestamp next_ts
-    uint32_t event              # atomic; bumped whenever an operation finishes
-    uint32_t sleeping           # atomic; 1 while the worker sleeps on `event`
-    int64_t open_ops            # atomic; unfinished operations
-    int64_t open_bytes          # atomic; what they are charged
-    int32_t busy                # atomic; a Python call is under way (a Worker belongs to one thread)
-    counters_t counters
-    # the cache rule
-    int32_t pins_lock           # atomic spin lock: the worker adds, the server thread removes
-    int64_t pinned              # atomic; entries with a cached route; the fast path tests this one word
-    pin_t* pins                 # owned; open addressing, pins_mask + 1 places; NULL until needed
-    int64_t pins_mask
-    int64_t pins_used
-    # scratch of the issuing thread, owned
-    uint32_t* misses
-    uint32_t* chain
-    uint64_t* offsets
-    Py_ssize_t scratch_room
-    Rank* order                 # owned; num_nodes entries each
-    int64_t* heads
-    int64_t* tails
-    # in-place access
-    int held                    # latches taken by acquire
-    int held_n                  # keys of that acquire
-    Key held_keys[16]
-    uint64_t held_words[16]
 
 
 # --- the protocol -------------------------------------------------------------------------------------------------------------
@@ -127,9 +72,41 @@ cdef struct protocol_counters_t:    # written by the server thread (relaxed), ex
     int64_t relocation_histogram[512]    # by relocation_bucket(): 8 per power of two
 
 
-cdef struct route_t             # one walk of route(): private to _protocol.pyx
+# --- private to _protocol.pyx: C wants to see them whole ---
+
+cdef struct answer_t:           # the answers to one operation that the message in hand gives rise to
+    Rank origin
+    uint32_t worker
+    Timestamp ts
+    int kind
+    int64_t count
+    Key* keys                   # owned, with positions; used only when origin is another node
+    uint32_t* positions
+    int64_t room
+    char* values                # owned
+    size_t value_bytes
+    size_t value_room
+
+cdef struct batch_t:            # positions of one call, or of one message, on their way
+    int kind                    # OpKind
+    Rank origin
+    uint32_t worker
+    Timestamp ts
+    int hops
+    bint own                    # issued by the calling worker thread; else the server thread handles a message
+    bint to_server              # shared_memory off: everything goes through the node's own channel
+    bint counted                # belongs in this node's statistics
+    bint caches                 # the cache rule applies
+    worker_t* w                 # whose scratch is used: the worker's, or the server thread's
+    op_t* op                    # own: where a pull puts its values
+    const Key* keys
+    const uint32_t* positions   # in the caller's arrays; NULL: entry i is position i
+    char* vals                  # pull by the own worker: destination; push, set: source; else NULL
+    const uint64_t* offsets     # of the entries in vals; NULL: all values are equally long
+    int64_t done                # positions done on the spot
 
 
+@cython.final
 cdef class Protocol:
     cdef:
         store_t* store          # owned
@@ -137,19 +114,22 @@ cdef class Protocol:
         readonly Rank me
         readonly Rank num_nodes
         readonly int max_workers
+        readonly int64_t credit_ops
         readonly int shared_memory      # 0: every operation goes through the node's own channel
         public int faults               # Fault bits; 0 in production
-        public bint record_locations    # keep, per key, how often it was accessed here (locality statistics)
         Sink sink
         worker_t** workers      # owned; max_workers entries, NULL where there is none yet
-        protocol_counters_t counters
+        protocol_counters_t counters_
+        trace_t* trace_         # owned; NULL: no key is traced
         # what a violation was about
         readonly Key bad_key
         readonly Epoch bad_epoch
         # scratch of the server thread, owned
         worker_t* server
-        char* answers           # answer_t array, see _protocol.pyx
-        Py_ssize_t answers_used, answers_room
+        answer_t* answers       # owned
+        int answers_used, answers_room
+        bint moving             # a key has been localized: some may be COMING
+        int64_t now             # when the message in hand arrived (TRANSFER)
         Key late_keys[64]       # FAULT_LATE_DIRECTORY
         Rank late_owners[64]
         Epoch late_epochs[64]
@@ -170,3 +150,34 @@ cdef class Protocol:
 
     # The key has an unanswered operation of this worker that went by a cached route.
     cdef bint is_pinned(self, worker_t* w, Key key) noexcept nogil
+
+    # private to _protocol.pyx
+    cdef int blame(self, int violation, Key key, Epoch epoch) noexcept nogil
+    cdef void complete(self, worker_t* w, Timestamp ts, int64_t count) noexcept nogil
+    cdef op_t* find_op(self, uint32_t worker, Timestamp ts) noexcept nogil
+    cdef int settle(self, batch_t* b, Py_ssize_t i) noexcept nogil
+    cdef int recheck(self, batch_t* b, Py_ssize_t i, Rank dest) noexcept nogil
+    cdef Rank destination(self, batch_t* b, Key key) noexcept nogil
+    cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil
+    cdef int emit_chain(self, batch_t* b, Rank dest, int64_t head) noexcept nogil
+    cdef int emit(self, batch_t* b, Rank dest, int kind, int64_t head, bint homed) noexcept nogil
+    cdef void move_owner(self, Key key, Rank owner, Epoch epoch) noexcept nogil
+    cdef void settle_late(self) noexcept nogil
+    cdef int handle_operation(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Rank src) noexcept nogil
+    cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil
+    cdef int serve_here(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Py_ssize_t m) noexcept nogil
+    cdef int send_to(self, Rank dest, out_t* out) noexcept nogil
+    cdef int handle_localize(self, header_t* h, const Key* keys) noexcept nogil
+    cdef int note_next(self, Key key, Rank next_owner, Epoch epoch) noexcept nogil
+    cdef int handle_hand_over(self, header_t* h, const Key* keys, const uint32_t* epochs, Rank src) noexcept nogil
+    cdef int send_transfer(self, Rank to, const Key* keys, const uint32_t* epochs, const uint32_t* chosen,
+                           Py_ssize_t count) noexcept nogil
+    cdef int handle_transfer(self, header_t* h, const Key* keys, const uint32_t* epochs, const char* vals) noexcept nogil
+    cdef int arrive(self, Key key, Epoch epoch, const char* vals) noexcept nogil
+    cdef int pass_on(self, header_t* h, const Key* keys, const uint32_t* epochs, Py_ssize_t moving) noexcept nogil
+    cdef int apply_queue(self, transfer_t* t, Key key, char* row) noexcept nogil
+    cdef int answer_entry(self, entry_t* e, Key key, const char* row) noexcept nogil
+    cdef answer_t* answer_of(self, Rank origin, uint32_t worker, Timestamp ts, int kind) noexcept nogil
+    cdef int flush_answers(self) noexcept nogil
+    cdef int handle_answer(self, header_t* h, const Key* keys, const uint32_t* aux, const char* vals, Rank src) noexcept nogil
+    cdef int check_key(self, Key key) except -1

@@ -13,6 +13,7 @@ cdef struct entry_t:            # one operation on one key, waiting for the key
     uint32_t worker
     Timestamp ts
     uint32_t position           # in the caller's arrays
+    bint routed                 # it came by a message: its origin holds a pin for it (see the cache rule)
     int64_t wanted              # nanoseconds (Sink.now) at which a localize began
     size_t value_bytes
     # the entry's own copy of the values (push, set) follows: entry_values()

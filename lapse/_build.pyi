@@ -1,0 +1,4 @@
+kind: str
+flags: str
+compiler: str
+debug: bool

@@ -1,0 +1,66 @@
+"""A worker's operations under way, and its scratch memory.
+
+Design: each worker has a ring of operations; timestamp t lives at t & mask, and is issued only when the one before it in that place has
+finished. So bookkeeping never grows, a timestamp is found in O(1), and the ring's size is the worker's credit in operations. `remaining`
+reaching 0 is the one sign that an operation has finished; whoever takes it there must not touch the op_t afterwards, since the
+worker may use its place again at once.
+"""
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from lapse._pins cimport pins_t
+from lapse._sync cimport load_i64
+from lapse._types cimport ACQUIRE_MAX, Key, Rank, Timestamp
+
+cdef struct op_t:
+    Timestamp ts                # atomic; the operation that this place of the ring serves; -1: none yet
+    int64_t remaining           # atomic; positions not done yet, + 1 while it is being issued
+    char* vals                  # borrowed from the caller: where a pull puts its values
+    uint64_t* offsets           # owned; n + 1 byte offsets of the positions in vals, when lengths differ per key
+    Py_ssize_t offsets_room
+    Py_ssize_t n
+    size_t credit               # bytes charged to the worker
+    int kind                    # OpKind
+
+cdef struct counters_t:         # positions (keys), by where they were found; written by one thread
+    int64_t pulled_local, pulled_queued, pulled_remote
+    int64_t pushed_local, pushed_queued, pushed_remote
+    int64_t set_local, set_queued, set_remote
+    int64_t localized_local, localized_queued, localized_remote
+
+cdef struct worker_t:
+    uint32_t index              # of the worker in its node
+    int32_t busy                # atomic; a Python call is under way (a Worker belongs to one thread)
+    op_t* ops                   # owned; ring of mask + 1
+    int64_t mask
+    Timestamp next_ts
+    uint32_t event              # atomic; bumped whenever an operation finishes
+    uint32_t sleeping           # atomic; 1 while the worker sleeps on `event`
+    int64_t open_ops            # atomic; unfinished operations
+    int64_t open_bytes          # atomic; what they are charged
+    counters_t counters
+    pins_t pins                 # the cache rule
+    # scratch of the thread that issues, owned; `room` positions
+    Py_ssize_t room
+    uint32_t* misses
+    uint32_t* chain
+    uint64_t* offsets           # room + 1
+    Rank* order                 # num_nodes entries each
+    int64_t* heads
+    int64_t* tails
+    # in-place access
+    int held                    # keys of the acquire that is open
+    Key held_keys[ACQUIRE_MAX]  # the local ones, sorted, each once
+    uint64_t held_words[ACQUIRE_MAX]
+    int held_rows
+    int held_order[ACQUIRE_MAX]
+
+
+cdef inline bint op_finished(worker_t* w, Timestamp ts) noexcept nogil:
+    """Has an operation that this worker issued finished? (Worker's thread only.)"""
+    cdef op_t* op = w.ops + (ts & w.mask)
+    return op.ts != ts or load_i64(&op.remaining) == 0
+
+
+cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) noexcept nogil   # NULL: out of memory
+cdef void worker_free(worker_t*) noexcept nogil
+cdef int ensure_room(worker_t*, Py_ssize_t n) noexcept nogil                     # scratch for n positions: 0 or ERR_MEMORY
+cdef int ensure_offsets(op_t*, Py_ssize_t n) noexcept nogil                      # 0 or ERR_MEMORY

@@ -1,0 +1,76 @@
+# Design: see _operations.pxd.
+from libc.stdlib cimport calloc, free, malloc
+from lapse._pins cimport pins_free
+from lapse._types cimport ERR_MEMORY
+
+
+cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) noexcept nogil:
+    cdef worker_t* w = <worker_t*>calloc(1, sizeof(worker_t))
+    cdef int64_t size = 1, i
+    if w == NULL:
+        return NULL
+    while size < credit_ops:
+        size *= 2
+    w.index = index
+    w.mask = size - 1
+    w.ops = <op_t*>calloc(size, sizeof(op_t))
+    w.order = <Rank*>malloc(num_nodes * sizeof(Rank))
+    w.heads = <int64_t*>malloc(num_nodes * sizeof(int64_t))
+    w.tails = <int64_t*>malloc(num_nodes * sizeof(int64_t))
+    if w.ops == NULL or w.order == NULL or w.heads == NULL or w.tails == NULL or ensure_room(w, 64) != 0:
+        worker_free(w)
+        return NULL
+    for i in range(size):
+        w.ops[i].ts = -1
+    for i in range(num_nodes):
+        w.heads[i] = -1
+    return w
+
+
+cdef void worker_free(worker_t* w) noexcept nogil:
+    cdef int64_t i
+    if w == NULL:
+        return
+    if w.ops != NULL:
+        for i in range(w.mask + 1):
+            free(w.ops[i].offsets)
+    pins_free(&w.pins)
+    free(w.ops)
+    free(w.misses)
+    free(w.chain)
+    free(w.offsets)
+    free(w.order)
+    free(w.heads)
+    free(w.tails)
+    free(w)
+
+
+cdef int ensure_room(worker_t* w, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t room = 64
+    if n <= w.room:
+        return 0
+    while room < n:
+        room *= 2
+    free(w.misses)
+    free(w.chain)
+    free(w.offsets)
+    w.room = 0
+    w.misses = <uint32_t*>malloc(room * sizeof(uint32_t))
+    w.chain = <uint32_t*>malloc(room * sizeof(uint32_t))
+    w.offsets = <uint64_t*>malloc((room + 1) * sizeof(uint64_t))
+    if w.misses == NULL or w.chain == NULL or w.offsets == NULL:
+        return ERR_MEMORY
+    w.room = room
+    return 0
+
+
+cdef int ensure_offsets(op_t* op, Py_ssize_t n) noexcept nogil:
+    if n < op.offsets_room:
+        return 0
+    free(op.offsets)
+    op.offsets_room = 0
+    op.offsets = <uint64_t*>malloc((n + 1) * sizeof(uint64_t))
+    if op.offsets == NULL:
+        return ERR_MEMORY
+    op.offsets_room = n + 1
+    return 0

@@ -1,0 +1,2 @@
+OLDEST: tuple[int, int, int]
+libzmq_version: tuple[int, int, int]

@@ -1,0 +1,87 @@
+"""The compiled modules: every .pyx below lapse/. All that is not about compiling stands in pyproject.toml.
+
+Environment: LAPSE_BUILD  release (default), debug, asan or tsan
+             LAPSE_ROOTS  which folders to build; `make` names those of the applications and tests here, in place
+             LAPSE_WERROR warnings of the C compiler are errors (set by `make`, not for users)
+"""
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import Cython
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+COMMON = ["-fno-strict-aliasing", "-fvisibility=hidden", "-pthread"]
+KINDS = {
+    "release": ["-O3", "-g1"],
+    "debug": ["-O0", "-g3"],
+    "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "tsan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"],
+}
+KIND = os.environ.get("LAPSE_BUILD") or "release"
+if KIND not in KINDS:
+    sys.exit(f"LAPSE_BUILD={KIND}: must be one of {', '.join(KINDS)}")
+FLAGS = COMMON + KINDS[KIND]
+DEBUG = KIND != "release"
+# Warnings do not change the code, so they are no part of the recipe. The exceptions are what Cython's own code trips over.
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Wno-unused-function",
+            "-Wno-cast-function-type"] + ["-Werror"] * bool(os.environ.get("LAPSE_WERROR"))
+MACROS = {"LAPSE_DEBUG": str(int(DEBUG)), "LAPSE_BUILD_KIND": f'"{KIND}"', "LAPSE_BUILD_FLAGS": f'"{" ".join(FLAGS)}"',
+          "NPY_NO_DEPRECATED_API": "NPY_1_7_API_VERSION"}
+DIRECTIVES = {"language_level": 3, "boundscheck": DEBUG, "wraparound": False, "cdivision": True, "initializedcheck": DEBUG,
+              "embedsignature": True, "embedsignature.format": "python"}
+
+
+def extensions():
+    found = [path for root in os.environ.get("LAPSE_ROOTS", "lapse").split() for path in sorted(Path(root).rglob("*.pyx"))]
+    return [Extension(".".join(path.with_suffix("").parts), [str(path)], define_macros=list(MACROS.items()),
+                      extra_compile_args=FLAGS + WARNINGS, libraries=["dl"],
+                      extra_link_args=["-pthread"] + [flag for flag in FLAGS if flag.startswith("-fsanitize")])
+            for path in found]
+
+
+class Build(build_ext):
+    """Runs Cython first; one recipe file per place that is built in, newer than whatever another recipe has made there."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.inplace:
+            self.build_lib = "build/inplace"
+        self.build_temp = f"{self.build_lib}.work"
+        self.parallel = self.parallel or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "12")
+
+    def run(self):
+        Path(self.build_temp).mkdir(parents=True, exist_ok=True)
+        with Path(self.build_temp, "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)       # two builds of one place at once: the second waits and finds it all done
+            super().run()
+
+    def build_extensions(self):
+        import numpy
+        from Cython.Build import cythonize
+        from Cython.Compiler.Errors import CompileError
+        recipe, c_code = Path(self.build_temp, "recipe"), Path(self.build_temp, "c")
+        text = "\n".join([sys.version, Cython.__version__, numpy.__version__, os.environ.get("CFLAGS", ""),
+                          str(self.compiler.compiler_so), *FLAGS, *map(str, MACROS.items()), *map(str, DIRECTIVES.items())])
+        if not recipe.exists() or recipe.read_text() != text:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(c_code)
+            recipe.write_text(text)
+        try:
+            done = cythonize(self.extensions, build_dir=str(c_code), compiler_directives=DIRECTIVES, nthreads=self.parallel,
+                             include_path=["."], quiet=True)
+        except CompileError:
+            sys.exit("setup.py: Cython found errors, see above")
+        sources = {extension.name: extension.sources for extension in done}
+        for extension in self.extensions:
+            extension.sources = sources[extension.name]
+            extension.depends = [str(recipe)]
+            extension.include_dirs = [numpy.get_include()]
+        super().build_extensions()
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build})
