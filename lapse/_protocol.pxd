@@ -71,10 +71,38 @@ cdef struct protocol_counters_t:    # written by the server thread (relaxed), ex
     int64_t relocation_histogram[512]    # by relocation_bucket(): 8 per power of two
 
 
-cdef struct answer_t            # answers that one message gives rise to: private to _protocol.pyx
+# --- private to _protocol.pyx: C wants to see them whole ---
 
+cdef struct answer_t:           # the answers to one operation that the message in hand gives rise to
+    Rank origin
+    uint32_t worker
+    Timestamp ts
+    int kind
+    int64_t count
+    Key* keys                   # owned, with positions; used only when origin is another node
+    uint32_t* positions
+    int64_t room
+    char* values                # owned
+    size_t value_bytes
+    size_t value_room
 
-cdef struct batch_t             # positions on their way: private to _protocol.pyx
+cdef struct batch_t:            # positions of one call, or of one message, on their way
+    int kind                    # OpKind
+    Rank origin
+    uint32_t worker
+    Timestamp ts
+    int hops
+    bint own                    # issued by the calling worker thread; else the server thread handles a message
+    bint to_server              # shared_memory off: everything goes through the node's own channel
+    bint counted                # belongs in this node's statistics
+    bint caches                 # the cache rule applies
+    worker_t* w                 # whose scratch is used: the worker's, or the server thread's
+    op_t* op                    # own: where a pull puts its values
+    const Key* keys
+    const uint32_t* positions   # in the caller's arrays; NULL: entry i is position i
+    char* vals                  # pull by the own worker: destination; push, set: source; else NULL
+    const uint64_t* offsets     # of the entries in vals; NULL: all values are equally long
+    int64_t done                # positions done on the spot
 
 
 @cython.final

@@ -13,6 +13,8 @@ from libc.stdint cimport uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+import numpy
+
 cimport cython
 from lapse._directory cimport (cached_owner, digest_directory, directory_epoch, directory_free, directory_new, home_of,
                                owner_of, remember_owner, set_owner)
@@ -41,37 +43,6 @@ cdef enum:
     LONG_WAY = 8                # hops after which an operation is counted as astray
     MAX_HOPS = 64               # hops after which the job is aborted
     LATE_MESSAGES = 3           # FAULT_LATE_DIRECTORY: how many messages late
-
-cdef struct answer_t:           # the answers to one operation that the message in hand gives rise to
-    Rank origin
-    uint32_t worker
-    Timestamp ts
-    int kind
-    int64_t count
-    Key* keys                   # owned, with positions; used only when origin is another node
-    uint32_t* positions
-    int64_t room
-    char* values                # owned
-    size_t value_bytes
-    size_t value_room
-
-cdef struct batch_t:            # positions of one call, or of one message, on their way
-    int kind                    # OpKind
-    Rank origin
-    uint32_t worker
-    Timestamp ts
-    int hops
-    bint own                    # issued by the calling worker thread; else the server thread handles a message
-    bint to_server              # shared_memory off: everything goes through the node's own channel
-    bint counted                # belongs in this node's statistics
-    bint caches                 # the cache rule applies
-    worker_t* w                 # whose scratch is used: the worker's, or the server thread's
-    op_t* op                    # own: where a pull puts its values
-    const Key* keys
-    const uint32_t* positions   # in the caller's arrays; NULL: entry i is position i
-    char* vals                  # pull by the own worker: destination; push, set: source; else NULL
-    const uint64_t* offsets     # of the entries in vals; NULL: all values are equally long
-    int64_t done                # positions done on the spot
 
 VIOLATIONS = {
     BAD_SIZE: "a message whose size does not follow from its keys",
@@ -160,8 +131,8 @@ cdef class Protocol:
 
     def __cinit__(self, Key num_keys, Rank rank=0, Rank num_nodes=1, *, dtype="float32", visible=1, stored=None,
                   int max_workers=1, bint location_caches=False, bint shared_memory=True, int64_t credit_ops=1024):
-        cdef const uint32_t[::1] visible_view = None
-        cdef const uint32_t[::1] stored_view = None
+        cdef uint32_t* visible_lengths = NULL
+        cdef uint32_t* stored_lengths = NULL
         cdef size_t uniform_visible = 0, uniform_stored = 0
         cdef Key per_home
         if not 0 < num_nodes <= MAX_NODES or not 0 <= rank < num_nodes:
@@ -179,14 +150,13 @@ cdef class Protocol:
         if isinstance(visible, int) and isinstance(stored, int):
             uniform_visible, uniform_stored = visible, stored
         else:
-            import numpy
-            visible_view = numpy.ascontiguousarray(numpy.broadcast_to(visible, num_keys), dtype=numpy.uint32)
-            stored_view = numpy.ascontiguousarray(numpy.broadcast_to(stored, num_keys), dtype=numpy.uint32)
+            visible = numpy.ascontiguousarray(numpy.broadcast_to(visible, num_keys), dtype=numpy.uint32)
+            stored = numpy.ascontiguousarray(numpy.broadcast_to(stored, num_keys), dtype=numpy.uint32)
+            visible_lengths = <uint32_t*><uintptr_t>visible.ctypes.data
+            stored_lengths = <uint32_t*><uintptr_t>stored.ctypes.data
         per_home = (num_keys + num_nodes - 1) // num_nodes
         self.store = store_new(num_keys, min(rank * per_home, num_keys), min((rank + 1) * per_home, num_keys),
-                               DTYPES[dtype][0], uniform_visible, uniform_stored,
-                               NULL if visible_view is None else &visible_view[0],
-                               NULL if stored_view is None else &stored_view[0])
+                               DTYPES[dtype][0], uniform_visible, uniform_stored, visible_lengths, stored_lengths)
         self.directory = directory_new(num_keys, rank, num_nodes, location_caches and shared_memory)
         self.workers = <worker_t**>calloc(max_workers, sizeof(worker_t*))
         self.server = worker_new(0, 1, num_nodes)
@@ -1247,14 +1217,13 @@ cdef class Protocol:
         "directory"[o] is [count, digest] of the keys homed here that node o owns by the directory; "rows"[h] of the keys that are here and
         homed at h. Keys that never moved are left out on both sides. Home h's directory[o] must equal node o's rows[h].
         """
-        import numpy
-        cdef uint64_t[:, ::1] directory = numpy.zeros((2, self.num_nodes), numpy.uint64)
-        cdef uint64_t[:, ::1] rows = numpy.zeros((2, self.num_nodes), numpy.uint64)
+        digests = numpy.zeros((4, self.num_nodes), numpy.uint64)
+        cdef uint64_t* d = <uint64_t*><uintptr_t>digests.ctypes.data
+        cdef Rank n = self.num_nodes
         with nogil:
-            digest_directory(self.directory, &directory[0, 0], &directory[1, 0])
-            digest_rows(self.store, self.directory.per_home, &rows[0, 0], &rows[1, 0])
-        return {"directory": [[int(directory[0, i]), int(directory[1, i])] for i in range(self.num_nodes)],
-                "rows": [[int(rows[0, i]), int(rows[1, i])] for i in range(self.num_nodes)]}
+            digest_directory(self.directory, d, d + n)
+            digest_rows(self.store, self.directory.per_home, d + 2 * n, d + 3 * n)
+        return {"directory": digests[:2].T.tolist(), "rows": digests[2:].T.tolist()}
 
     def leftovers(self):
         """What must be zero at quiescence: keys in transfer to this node, open operations, unanswered routes."""

@@ -20,6 +20,8 @@ cdef class Worker:
         object server           # lapse.Server; the node keeps its weak references
         readonly int index      # of the worker in its node
         readonly object buffers # {timestamp: arrays} of the Python face's operations under way
+        public object signal    # what a signal handler raised while this worker waited; the Python face raises it on
+        int64_t credit_bytes    # what may be under way at once
     # Asynchronous primitives. They block only while the worker's credit is used up.
     cdef Timestamp pull(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef Timestamp push(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil
@@ -46,3 +48,6 @@ cdef class Worker:
     cdef Key num_keys(self) noexcept nogil
     # The one way in for all primitives; kind is an OpKind.
     cdef Timestamp issue(self, int kind, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef bint reached(self, int what, int64_t arg) noexcept nogil
+    cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
+    cdef bint interrupted(self) noexcept nogil

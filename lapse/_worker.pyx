@@ -1,0 +1,337 @@
+# Design: a call checks everything, tries the local rows under their latches alone, takes credit for what is left, and hands that to the
+# protocol, all without the GIL. A waiting worker sleeps on its event word, which the server thread bumps for every operation that finishes.
+# Nothing spins: threads may outnumber cores. In the main thread, and only there, it wakes now and then to let Python's signal
+# handlers run (another thread must not ask for the GIL: somebody may hold it for long).
+import threading
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from lapse._operations cimport ensure_room, op_finished
+from lapse._protocol cimport Protocol, worker_t
+from lapse._store cimport (HERE, KeyState, absent_rows, batch_bytes, first_out_of_range, latch, pull_rows, push_rows, row_of, set_rows,
+                           slot_word, state_of, stored_bytes, store_t, unlatch, visible_bytes)
+from lapse._sync cimport (fence, load_i32, load_i64, load_u32, nanoseconds, park, store_u32, unlikely)
+from lapse._types cimport (ACQUIRE_MAX, DONE, ERR_FAILED, ERR_HELD, ERR_INTERRUPTED, ERR_KEY_RANGE, ERR_MEMORY, ERR_STOPPED, ERR_TIMEOUT,
+                           ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Timestamp)
+from lapse._van cimport Van
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    static inline unsigned long lapse_this_thread(void) { return (unsigned long)pthread_self(); }
+    """
+    unsigned long lapse_this_thread() noexcept nogil
+
+cdef unsigned long MAIN_THREAD = threading.main_thread().ident
+
+cdef enum:
+    # what a worker waits for
+    ONE = 0                     # an operation
+    ALL = 1                     # all its operations
+    CREDIT = 2                  # room for one more, of so many bytes
+    SLICE = 100000000           # nanoseconds between looks at signals
+
+
+cdef class Worker:
+    """One worker thread's access to the parameters; the C level. `attach` it to a server before anything else."""
+
+    def __cinit__(self):
+        self.buffers = {}
+        self.index = -1
+
+    def attach(self, server, int index, int64_t credit_bytes):
+        """Take worker slot `index` of the server's node. credit_bytes bounds what is under way at once."""
+        cdef Protocol protocol = server._protocol
+        self.w = protocol.add_worker(index, protocol.credit_ops)
+        if self.w == NULL:
+            raise MemoryError(f"no memory for worker {index}")
+        self.protocol = protocol
+        self.van = server._van
+        self.server = server
+        self.index = index
+        self.credit_bytes = credit_bytes
+        self.w.held = 0
+        self.w.busy = 0
+
+    # --- primitives --------------------------------------------------------------------------------------------------------------
+
+    cdef Timestamp pull(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil:
+        return self.issue(OP_PULL, keys, n, vals)
+
+    cdef Timestamp push(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil:
+        return self.issue(OP_PUSH, keys, n, <void*>vals)
+
+    cdef Timestamp set(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil:
+        return self.issue(OP_SET, keys, n, <void*>vals)
+
+    cdef Timestamp localize(self, const Key* keys, Py_ssize_t n) noexcept nogil:
+        return self.issue(OP_LOCALIZE, keys, n, NULL)
+
+    cdef Timestamp issue(self, int kind, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil:
+        cdef worker_t* w = self.w
+        cdef store_t* s
+        cdef Py_ssize_t m = n, j
+        cdef size_t credit
+        cdef Timestamp ts
+        cdef int rc
+        if w == NULL:
+            return ERR_STOPPED
+        rc = load_i32(&self.van.state)
+        if unlikely(rc != 0):
+            return rc
+        if unlikely(w.held != 0):
+            return ERR_HELD
+        s = self.protocol.store
+        if unlikely(first_out_of_range(keys, n, s.num_keys) >= 0):
+            return ERR_KEY_RANGE
+        if n > w.room:
+            if <uint64_t>n >> 32:
+                return ERR_TOO_MANY
+            if ensure_room(w, n) != 0:
+                return ERR_MEMORY
+        # what is here needs no more than its latch, unless operations by a guessed route are still unanswered
+        if self.protocol.shared_memory and (kind == OP_LOCALIZE or load_i64(&w.pins.cached) == 0):
+            if kind == OP_PULL:
+                m = pull_rows(s, keys, n, vals, w.misses)
+            elif kind == OP_PUSH:
+                m = push_rows(s, keys, n, vals, w.misses)
+            elif kind == OP_SET:
+                m = set_rows(s, keys, n, vals, w.misses)
+            else:
+                m = absent_rows(s, keys, n, w.misses)
+            if unlikely(m < 0):
+                return ERR_MEMORY
+            (<int64_t*>&w.counters)[(kind - OP_PULL) * 3] += n - m
+        else:
+            for j in range(n):
+                w.misses[j] = <uint32_t>j
+        if m == 0:
+            return DONE
+        credit = 16 * m
+        if s.visible == NULL:
+            credit += m * (s.uniform_stored if kind == OP_LOCALIZE else s.uniform_visible)
+        else:
+            for j in range(m):
+                credit += stored_bytes(s, keys[w.misses[j]])
+        if not self.reached(CREDIT, <int64_t>credit):
+            rc = self.block(CREDIT, <int64_t>credit, -1)
+            if rc != 0:
+                return rc
+        rc = self.protocol.issue(w, kind, keys, n, vals, w.misses, m, credit, &ts)
+        if unlikely(rc != 0):
+            self.van.enter_state(ERR_FAILED)
+            return rc
+        return ts
+
+    # --- waiting -------------------------------------------------------------------------------------------------------------------
+
+    cdef bint reached(self, int what, int64_t arg) noexcept nogil:
+        cdef worker_t* w = self.w
+        if what == ONE:
+            return op_finished(w, arg)
+        if what == ALL:
+            return load_i64(&w.open_ops) == 0
+        if load_i64(&w.ops[w.next_ts & w.mask].remaining) != 0:
+            return False
+        return load_i64(&w.open_bytes) == 0 or load_i64(&w.open_bytes) + arg <= self.credit_bytes
+
+    cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil:
+        """Sleep until it is reached: 0, or why not. nanoseconds_left < 0: for ever."""
+        cdef worker_t* w = self.w
+        cdef int64_t deadline = nanoseconds() + nanoseconds_left if nanoseconds_left >= 0 else -1
+        cdef int64_t slice_, left
+        cdef bint in_main = lapse_this_thread() == MAIN_THREAD
+        cdef bint signalled
+        cdef uint32_t seen
+        cdef int rc
+        while True:
+            seen = load_u32(&w.event)
+            if self.reached(what, arg):
+                return 0
+            rc = load_i32(&self.van.state)
+            if rc != 0 and load_i32(&self.van.serving) == 0:
+                return rc
+            slice_ = SLICE
+            if deadline >= 0:
+                left = deadline - nanoseconds()
+                if left <= 0:
+                    return ERR_TIMEOUT
+                slice_ = min(left, slice_)
+            store_u32(&w.sleeping, 1)
+            fence()                             # the last look comes after `sleeping` is seen by Van.wake
+            signalled = False
+            if not self.reached(what, arg):
+                signalled = park(&w.event, seen, slice_)
+            store_u32(&w.sleeping, 0)
+            if in_main and not self.reached(what, arg) and (signalled or slice_ == SLICE) and self.interrupted():
+                return ERR_INTERRUPTED
+
+    cdef bint interrupted(self) noexcept nogil:
+        """Let Python's signal handlers run; 1 when one raised, which is kept in self.signal."""
+        with gil:
+            try:
+                PyErr_CheckSignals()
+            except BaseException as error:
+                self.signal = error
+                return True
+        return False
+
+    cdef int wait(self, Timestamp ts) noexcept nogil:
+        return self.wait_for(ts, -1)
+
+    cdef int wait_for(self, Timestamp ts, int64_t nanoseconds) noexcept nogil:
+        cdef int finished = self.is_finished(ts)
+        if finished != 0:
+            return 0 if finished == 1 else finished
+        return self.block(ONE, ts, nanoseconds)
+
+    cdef int waitall(self) noexcept nogil:
+        return self.waitall_for(-1)
+
+    cdef int waitall_for(self, int64_t nanoseconds) noexcept nogil:
+        if self.w == NULL:
+            return ERR_STOPPED
+        if self.w.held != 0:
+            return ERR_HELD
+        return 0 if self.reached(ALL, 0) else self.block(ALL, 0, nanoseconds)
+
+    cdef int is_finished(self, Timestamp ts) noexcept nogil:
+        if ts < 0:
+            return 1 if ts == DONE else <int>ts          # an operation that was refused
+        if self.w == NULL:
+            return ERR_STOPPED
+        if ts >= self.w.next_ts:
+            return ERR_TIMESTAMP
+        if self.w.held != 0:
+            return ERR_HELD
+        return op_finished(self.w, ts)
+
+    # --- what is here ------------------------------------------------------------------------------------------------------------------
+
+    cdef int pull_if_local(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil:
+        cdef worker_t* w = self.w
+        cdef Py_ssize_t j
+        cdef int rc
+        if w == NULL:
+            return ERR_STOPPED
+        rc = load_i32(&self.van.state)
+        if rc != 0:
+            return rc
+        if w.held != 0:
+            return ERR_HELD
+        if first_out_of_range(keys, n, self.protocol.store.num_keys) >= 0:
+            return ERR_KEY_RANGE
+        if ensure_room(w, n) != 0:
+            return ERR_MEMORY
+        if not self.protocol.shared_memory:
+            return n == 0
+        if load_i64(&w.pins.cached) != 0:
+            for j in range(n):
+                if self.protocol.is_pinned(w, keys[j]):
+                    return 0
+        if pull_rows(self.protocol.store, keys, n, vals, w.misses) != 0:
+            return 0
+        w.counters.pulled_local += n
+        return 1
+
+    cdef bint is_local(self, Key key) noexcept nogil:
+        cdef store_t* s
+        if self.w == NULL:
+            return False
+        s = self.protocol.store
+        return 0 <= key < s.num_keys and state_of(s, key, slot_word(s, key)) == HERE
+
+    cdef int acquire(self, const Key* keys, int n, void** rows) noexcept nogil:
+        cdef worker_t* w = self.w
+        cdef store_t* s
+        cdef int order[ACQUIRE_MAX]
+        cdef int i, j, k, rc
+        cdef uint64_t word
+        cdef bint pinned
+        if w == NULL:
+            return ERR_STOPPED
+        rc = load_i32(&self.van.state)
+        if unlikely(rc != 0):
+            return rc
+        if unlikely(w.held != 0):
+            return ERR_HELD
+        if unlikely(not 0 <= n <= ACQUIRE_MAX):
+            return ERR_TOO_MANY
+        s = self.protocol.store
+        # in the order of the keys, so that two workers cannot wait for each other
+        for i in range(n):
+            if unlikely(not 0 <= keys[i] < s.num_keys):
+                return ERR_KEY_RANGE
+            j = i
+            while j > 0 and keys[order[j - 1]] > keys[i]:
+                order[j] = order[j - 1]
+                j -= 1
+            order[j] = i
+        if n == 0 or not self.protocol.shared_memory:
+            for i in range(n):
+                rows[i] = NULL
+            w.held = n
+            w.held_rows = 0
+            return 0
+        pinned = load_i64(&w.pins.cached) != 0
+        k = 0
+        rc = 0
+        for j in range(n):
+            i = order[j]
+            if j > 0 and keys[i] == keys[order[j - 1]]:
+                rows[i] = rows[order[j - 1]]
+            else:
+                rows[i] = NULL
+                if not (pinned and self.protocol.is_pinned(w, keys[i])):
+                    word = latch(s, keys[i])
+                    if state_of(s, keys[i], word) == HERE:
+                        rows[i] = row_of(s, keys[i], &word)
+                    if rows[i] != NULL:
+                        w.held_keys[k] = keys[i]
+                        w.held_words[k] = word
+                        k += 1
+                    else:
+                        unlatch(s, keys[i], word)
+            rc += rows[i] != NULL
+        w.held = n
+        w.held_rows = k
+        w.counters.pulled_local += rc
+        return rc
+
+    cdef int release(self, uint32_t changed) noexcept nogil:
+        cdef worker_t* w = self.w
+        cdef int k
+        if w == NULL:
+            return ERR_STOPPED
+        for k in range(w.held_rows):
+            unlatch(self.protocol.store, w.held_keys[k], w.held_words[k])
+        w.held = 0
+        w.held_rows = 0
+        while changed:
+            changed &= changed - 1
+            w.counters.pushed_local += 1
+        return 0
+
+    cdef int barrier(self) noexcept nogil:
+        cdef int rc
+        if self.w == NULL:
+            return ERR_STOPPED
+        if self.w.held != 0:
+            return ERR_HELD
+        with gil:
+            try:
+                self.server._worker_barrier(self.index)
+                return 0
+            except BaseException as error:
+                self.signal = error
+        rc = load_i32(&self.van.state)
+        return rc if rc != 0 else ERR_INTERRUPTED
+
+    cdef Py_ssize_t value_length(self, Key key) noexcept nogil:
+        return visible_bytes(self.protocol.store, key) // self.protocol.store.itemsize
+
+    cdef Key num_keys(self) noexcept nogil:
+        return self.protocol.store.num_keys
