@@ -640,7 +640,7 @@ cdef class Protocol:
         b.origin = <Rank>h.origin
         b.worker = h.worker
         b.ts = <Timestamp>h.ts
-        b.hops = h.hops + 1
+        b.hops = h.hops + 1 if h.type != LOCALIZE else 0
         b.counted = src == self.me and h.hops == 0
         b.w = w
         b.keys = keys
