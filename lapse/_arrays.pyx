@@ -91,7 +91,7 @@ cdef as_array(str name, object x):
 
 cdef keys_of_numbers(object keys):
     if isinstance(keys, range):
-        if len(keys) and not (-2**63 <= min(keys[0], keys[-1]) and max(keys[0], keys[-1]) < 2**63):
+        if len(keys) and not (-2**63 <= min(keys[0], keys[len(keys) - 1]) and max(keys[0], keys[len(keys) - 1]) < 2**63):
             raise KeyRangeError(f"{keys} has keys beyond 64 bits")
         return keys.start + keys.step * np.arange(len(keys), dtype=np.int64)
     if not len(keys):

@@ -180,8 +180,7 @@ class Node:
             self.thread.start()
             if self.failure:
                 self.van.fail(_van.ERR_FAILED)
-            self.van.greet()
-            missing = self.van.wait_greetings(config.join_timeout)
+            missing = self.van.greet(config.join_timeout) or self.van.wait_greetings(config.join_timeout)
             if missing and not self.failure:
                 raise LapseError(f"no word from node {', '.join(map(str, missing))} on its data connection within "
                                  f"{config.join_timeout:g} s")
@@ -195,9 +194,9 @@ class Node:
         self.van.run()
         violation = self.van.violation()
         if violation:
-            log.error("node %d: %s", self.rank, violation)
-            by = self.van.broken_by
-            self.cluster.fail(violation, by if 0 <= by < self.num_nodes else None)
+            by, what = violation
+            log.error("node %d got from node %d: %s", self.rank, by, what)
+            self.cluster.fail(f"broke the protocol: {what}", by if by >= 0 else None)
 
     # -- failure
 
@@ -390,8 +389,10 @@ class Node:
                     self.report(job)
                 self.cluster.expect_goodbyes()
                 self.meet("nodes", str(self.rank))
-                self.van.say_goodbye()
-                self.van.wait_goodbyes(self.config.join_timeout)
+                missing = self.van.say_goodbye() or self.van.wait_goodbyes(self.config.join_timeout)
+                if missing:
+                    self.check()
+                    raise LapseError(f"no goodbye from node {', '.join(map(str, missing))}")
             except BaseException as error:
                 self.break_up(f"could not shut down: {type(error).__name__}: {error}")
                 raise
@@ -407,7 +408,7 @@ class Node:
         """Wait for the operations of Workers that were not finalized; none of this node's slots will come to a barrier again."""
         with self.lock:
             slots = [slot and slot() for slot in self.slots]
-            left = [worker.buffers for worker in slots if worker is not None and worker.buffers is not None]
+            left = [worker.buffers for worker in slots if worker is not None and hasattr(worker.buffers, "idle")]
         for index in range(len(slots)):
             self.cluster.retire(self.member(index))
         left += list(self.orphans.values())
@@ -546,6 +547,9 @@ class Server:
 
     def _error(self, code: int) -> Exception:
         return self._node.error(code)
+
+    def _worker_barrier(self, index: int) -> None:
+        self._node.worker_barrier(index)
 
     def shutdown(self) -> None:
         """Leave the job when all nodes do: waits for the operations of this node's Workers, audits, closes. Idempotent.

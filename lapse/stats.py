@@ -71,10 +71,10 @@ class NodeStats:
     relocation_mean: float
     relocation_p99: float
     relocation_max: float
-    messages_sent: int
-    bytes_sent: int
-    messages_received: int
-    bytes_received: int
+    sent_messages: int          # to other nodes
+    sent_bytes: int
+    received_messages: int      # also from this node itself
+    received_bytes: int
     dropped: int                # frames of strangers
 
     @classmethod
@@ -85,9 +85,7 @@ class NodeStats:
         times = {f"relocation_{name}": protocol[f"relocation_{name}_ns"] / 1e9 for name in ("min", "mean", "p99", "max")}
         counts = {name: protocol[name] for name in ("answered", "forwarded", "long_ways", "relocated_in", "relocated_out",
                                                     "relocation_count")}
-        traffic = {name: van.get(name, 0) for name in ("messages_sent", "bytes_sent", "messages_received", "bytes_received",
-                                                       "dropped")}
-        return cls(workers, every.pulled, every.pushed, every.set, every.localized, **counts, **times, **traffic)
+        return cls(workers, every.pulled, every.pushed, every.set, every.localized, **counts, **times, **van)
 
     @classmethod
     def sum(cls, nodes: tuple[NodeStats, ...]) -> NodeStats:
@@ -125,8 +123,8 @@ class JobStats:
                       (pulled.local, pulled.queued, pulled.remote)]
             pushed_local = f"{100 * n.pushed.local_share:.1f}%" if n.pushed.total else "-"
             rows.append((name, f"{pulled.total}", *shares, f"{n.pushed.total}", pushed_local, f"{n.forwarded}", f"{n.relocated_in}",
-                         f"{n.relocation_mean * 1e3:.3f}", f"{n.relocation_p99 * 1e3:.3f}", f"{n.messages_sent}",
-                         f"{n.bytes_sent / 1e6:.1f}"))
+                         f"{n.relocation_mean * 1e3:.3f}", f"{n.relocation_p99 * 1e3:.3f}", f"{n.sent_messages}",
+                         f"{n.sent_bytes / 1e6:.1f}"))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 

@@ -14,14 +14,13 @@ import weakref
 import numpy as np
 
 cimport numpy as cnp
-from cpython.exc cimport PyErr_Occurred
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 from lapse._arrays cimport key_array, numpy_type, value_array
 from lapse._operations cimport counters_t, op_finished, worker_t
 from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
-from lapse._sync cimport fence, load_i64, load_u32, park, store_i32, store_u32, swap_i32
+from lapse._sync cimport fence, load_i32, load_i64, load_u32, park, store_i32, store_u32, swap_i32
 from lapse._types cimport (DONE, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE,
                            OP_PULL, OP_PUSH, OP_SET, Key)
 from lapse._types cimport Timestamp as Time
@@ -86,7 +85,6 @@ cdef class Operations:
         Time issued             # timestamps below this had been given when the Worker was finalized
         int typenum             # NumPy's
         int64_t op_timeout      # nanoseconds; -1: for ever
-        int64_t credit_bytes
         readonly object finalizer
 
     def __len__(self):
@@ -196,8 +194,9 @@ def conclude(future, error):
 
 cdef int fail(Core me, int code) except -1:
     """Raise what an ERR_ code means."""
-    if PyErr_Occurred() != NULL:        # a signal handler's own exception
-        return -1
+    if me.signal is not None:           # a signal handler's exception
+        error, me.signal = me.signal, None
+        raise error
     if code == ERR_TIMEOUT:
         raise TimeoutError("the operation is still under way: its time is up")
     if code == ERR_MEMORY:
@@ -215,7 +214,7 @@ cdef int fail(Core me, int code) except -1:
 
 cdef Operations operations_of(Core me):
     """The face's state of a Worker that can be used."""
-    if me.buffers is None:
+    if type(me.buffers) is not Operations:
         raise RuntimeError("lapse.Worker.__init__ has not been called")
     if me.w == NULL:
         raise RuntimeError("this Worker has been finalized")
@@ -302,12 +301,18 @@ cdef Time try_here(Core me, Operations ops, int kind, const Key* keys, Py_ssize_
     if kind == OP_PULL:
         done = me.pull_if_local(keys, n, vals)
         return DONE if done == 1 else NOT_HERE if done == 0 else done
-    # Should a key leave meanwhile, the operation is sent: then there must be credit for it, since credit is what issue waits for.
-    if load_i64(&w.open_bytes) * 2 > ops.credit_bytes or load_i64(&w.ops[w.next_ts & w.mask].remaining):
-        return NOT_HERE
     for i in range(n):
         if not me.is_local(keys[i]):
             return NOT_HERE
+    if kind == OP_LOCALIZE:
+        if load_i32(&me.van.state) or w.held:
+            return NOT_HERE
+        w.counters.localized_local += n
+        return DONE
+    # Should a key leave now, the operation is sent, and credit for it is what issue would wait for.
+    if (load_i64(&w.pins.cached) or load_i64(&w.ops[w.next_ts & w.mask].remaining)
+            or load_i64(&w.open_bytes) + SMALL_BYTES + 16 * SMALL_KEYS > me.credit_bytes):
+        return NOT_HERE
     return me.issue(kind, keys, n, vals)
 
 
@@ -389,13 +394,13 @@ class Worker(Core):
             *ids, server = ids
         if not (hasattr(server, "_node") and len(ids) + len(labels) in (1, 2) and not labels.keys() - {"app_id", "customer_id"}):
             raise TypeError("Worker(customer_id, server) or Worker(app_id, customer_id, server)")
-        if me.buffers is not None:
+        if type(me.buffers) is Operations:
             raise RuntimeError("this Worker has been initialised before")
         node = server._node
         index = node.enter(self)
         try:
             ops.held = node.adopt(index)
-            me.attach(server, index)
+            me.attach(server, index, node.config.credit_bytes)
         except BaseException:
             node.leave(index)
             raise
@@ -406,8 +411,6 @@ class Worker(Core):
         ops.direct = me.protocol.shared_memory
         ops.typenum = numpy_type(me.protocol.store.dtype)
         ops.op_timeout = -1 if node.config.op_timeout is None else <int64_t>(node.config.op_timeout * 1e9)
-        ops.credit_bytes = node.config.credit_bytes
-        store_i32(&me.w.busy, 0)
         me.buffers = ops
         ops.finalizer = weakref.finalize(self, node.dropped, index, ops)
         ops.finalizer.atexit = False
@@ -670,13 +673,13 @@ class Worker(Core):
 
     def __repr__(self):
         cdef Core me = self
-        state = "not initialised" if me.buffers is None else "finalized" if me.w == NULL else f"{len(me.buffers)} arrays held"
+        state = "not initialised" if type(me.buffers) is not Operations else "finalized" if me.w == NULL else f"{len(me.buffers)} arrays held"
         return f"<{type(self).__name__} {me.index}, {state}>"
 
 
 cdef bint was_finalized(Core me, Time ts) except -1:
     """A finalized Worker has finished everything that it ever issued."""
-    return me.w == NULL and me.buffers is not None and ts < (<Operations>me.buffers).issued
+    return me.w == NULL and type(me.buffers) is Operations and ts < (<Operations>me.buffers).issued
 
 
 def local_mask(Protocol protocol not None, keys):
