@@ -5,6 +5,7 @@ from lapse._directory cimport directory_t
 from lapse._operations cimport counters_t, op_t, worker_t
 from lapse._pins cimport pin_t
 from lapse._store cimport store_t
+from lapse._trace cimport trace_t
 from lapse._transfers cimport entry_t, transfer_t
 from lapse._types cimport Epoch, Key, Rank, Timestamp
 from lapse._wire cimport header_t
@@ -119,6 +120,7 @@ cdef class Protocol:
         Sink sink
         worker_t** workers      # owned; max_workers entries, NULL where there is none yet
         protocol_counters_t counters_
+        trace_t* trace_         # owned; NULL: no key is traced
         # what a violation was about
         readonly Key bad_key
         readonly Epoch bad_epoch

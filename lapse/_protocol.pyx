@@ -24,6 +24,7 @@ from lapse._store cimport (AWAY, COMING, HERE, KeyState, absent_rows, add_values
                            first_out_of_range, gone_word, incoming_word, insert_row, is_home, latch, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word,
                            state_of, store_free, store_new, stored_bytes, transfer_of, unlatch, visible_bytes)
 from lapse._sync cimport add_i64, load_i64, load_u64, store_i64, store_u64, unlikely
+from lapse._trace cimport trace_add, trace_choose, trace_drain, trace_free, trace_new
 from lapse._transfers cimport entry_free, entry_new, entry_values, transfer_append, transfer_free, transfer_new
 from lapse._types cimport (ERR_FAILED, ERR_MEMORY, FLOAT32, FLOAT64, INT32, INT64, MAX_NODES, OP_LOCALIZE, OP_PULL, OP_PUSH,
                            OP_SET)
@@ -173,6 +174,7 @@ cdef class Protocol:
         if self.store != NULL:
             store_free(self.store)
         directory_free(self.directory)
+        trace_free(self.trace_)
         if self.workers != NULL:
             for i in range(self.max_workers):
                 worker_free(self.workers[i])
@@ -939,6 +941,8 @@ cdef class Protocol:
             unlatch(s, key, word)
             out_keys[j] = key
             out_epochs[j] = epoch
+            if unlikely(self.trace_ != NULL):
+                trace_add(self.trace_, self.sink.now(), key, to, epoch, False)
             values += stored_bytes(s, key)
         self.counters_.relocated_out += count
         if rc == FINE and self.sink.send(to, &out) != 0:
@@ -982,6 +986,8 @@ cdef class Protocol:
                 if rc != FINE:
                     return rc
             vals += stored_bytes(s, keys[i])
+            if unlikely(self.trace_ != NULL):
+                trace_add(self.trace_, self.now, keys[i], <Rank>h.src, epochs[i], True)
         self.counters_.relocated_in += n
         rc = self.pass_on(h, keys, epochs, moving) if moving > 0 else FINE
         return rc if rc != FINE else self.flush_answers()
@@ -1052,6 +1058,8 @@ cdef class Protocol:
                 unlatch(s, key, gone_word(t.next_epoch))
                 out_keys[count] = key
                 out_epochs[count] = t.next_epoch
+                if unlikely(self.trace_ != NULL):
+                    trace_add(self.trace_, self.now, key, to, t.next_epoch, False)
                 transfer_free(t)
                 values += stored_bytes(s, key)
                 count += 1
@@ -1286,6 +1294,22 @@ cdef class Protocol:
             "relocation_mean_ns": c.relocation_sum // c.relocation_count if c.relocation_count else 0,
             "relocation_p99_ns": p99, "relocation_max_ns": c.relocation_max,
         }
+
+    def trace(self, keys):
+        """Note the relocations of these keys from now on (call once, before the node serves)."""
+        if self.trace_ != NULL:
+            raise RuntimeError("keys are traced already")
+        for key in keys:
+            self.check_key(key)
+        self.trace_ = trace_new(self.store.num_keys)
+        if self.trace_ == NULL:
+            raise MemoryError("no memory to trace keys")
+        for key in keys:
+            trace_choose(self.trace_, key)
+
+    def drain_trace(self):
+        """The relocations of traced keys since the last call: (nanoseconds, key, "arrived" or "left", peer, epoch)."""
+        return trace_drain(self.trace_) if self.trace_ != NULL else []
 
     def reset_counters(self):
         """Start the statistics anew."""

@@ -37,5 +37,6 @@ cdef class Van(Sink):
     cdef void serve(self) noexcept nogil
     cdef int control(self, Rank dest, int kind) noexcept nogil
     cdef void enter_state(self, int32_t code) noexcept nogil
+    cdef void abort(self, int32_t code) noexcept nogil
     cdef list say(self, int kind, double timeout)
     cdef list await_level(self, int32_t level, double timeout)

@@ -226,6 +226,11 @@ cdef class Van(Sink):
                 add_u32(&w.event, 1)
                 unpark(&w.event)
 
+    cdef void abort(self, int32_t code) noexcept nogil:
+        """End this node's part in the job: wake everybody, and the server loop too."""
+        self.enter_state(code)
+        self.control(self.me, STOP)
+
     cdef int control(self, Rank dest, int kind) noexcept nogil:
         """Send a message without keys: 0, ERR_MEMORY or ERR_FAILED."""
         cdef out_t out
@@ -312,8 +317,7 @@ cdef class Van(Sink):
             self.serving = 0
             return
         with nogil:
-            self.enter_state(code)
-            self.control(self.me, STOP)
+            self.abort(code)
 
     def state_code(self):
         """0 while the node works, else the ERR_ code of every call."""

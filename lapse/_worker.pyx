@@ -122,7 +122,7 @@ cdef class Worker:
                 return rc
         rc = self.protocol.issue(w, kind, keys, n, vals, w.misses, m, credit, &ts)
         if unlikely(rc != 0):
-            self.van.enter_state(ERR_FAILED)
+            self.van.abort(ERR_FAILED)
             return rc
         return ts
 
