@@ -175,7 +175,7 @@ class Node:
                                      shared_memory=config.shared_memory, credit_ops=config.credit_ops)
             if config.trace_keys:
                 self.protocol.trace(keys_to_trace(config.trace_keys, config.num_keys))
-            self.van = _van.Van(self.protocol, self.cluster.pull, self.cluster.push, self.cluster.job_id, config.authenticated)
+            self.van = _van.Van(self.protocol, self.cluster.pull, self.cluster.push, self.cluster.job_id, self.cluster.authenticated)
             self.thread = threading.Thread(target=self.serve, name="lapse-server", daemon=True)
             self.thread.start()
             if self.failure:
