@@ -364,6 +364,7 @@ cdef class Protocol:
         unlatch(self.store, key, incoming_word(t))
         if home:
             epoch = directory_epoch(self.directory, key) + 1
+            b.w.offsets[i] = epoch
             self.move_owner(key, self.me, epoch)
         return GO
 
@@ -501,7 +502,8 @@ cdef class Protocol:
                     if not relocates or b.to_server or is_home(s, key) == homed:
                         keys[used] = key
                         if kind == HAND_OVER:
-                            aux[used] = directory_epoch(self.directory, key)
+                            # not the directory's: from move_owner on, the entry can change under another channel's lock
+                            aux[used] = <uint32_t>b.w.offsets[at]
                         else:
                             aux[used] = b.positions[at] if b.positions != NULL else <uint32_t>at
                         if carries:
@@ -642,7 +644,7 @@ cdef class Protocol:
         b.origin = <Rank>h.origin
         b.worker = h.worker
         b.ts = <Timestamp>h.ts
-        b.hops = h.hops + 1 if h.type != LOCALIZE else 0
+        b.hops = 0 if h.type == LOCALIZE else h.hops + 1     # (a localize of this node has not left it yet)
         b.counted = src == self.me and h.hops == 0
         b.w = w
         b.keys = keys
@@ -828,7 +830,8 @@ cdef class Protocol:
                     following = -1 if at == w.tails[dest] else <int64_t>w.chain[at]
                     key = keys[at]
                     if owner_of(self.directory, key) == dest:
-                        self.move_owner(key, requester, directory_epoch(self.directory, key) + 1)
+                        w.offsets[at] = <Epoch>(directory_epoch(self.directory, key) + 1)
+                        self.move_owner(key, requester, <Epoch>w.offsets[at])
                         if go < 0:
                             go = at
                         else:

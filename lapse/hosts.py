@@ -1,11 +1,13 @@
 """Which machine this is, and which of its addresses to use. Standard library only; opens no connection."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
 import os
 import socket
 import struct
+from pathlib import Path
 
 from lapse.errors import LapseError
 
@@ -14,24 +16,19 @@ def host_name() -> str:
     return socket.gethostname() or "localhost"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def place() -> str:
     """Identify what two processes must share to reach each other's ipc sockets: machine, file system and user.
 
     The boot id tells machines apart (images cloned from one another share a machine id), the mount namespace containers.
     """
     parts = [host_name(), str(os.getuid())]
-    for path in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
-        try:
-            with open(path, encoding="ascii") as file:
-                parts.append(file.read().strip())
-                break
-        except OSError:
-            continue
-    try:
-        parts.append(os.readlink("/proc/self/ns/mnt"))
-    except OSError:
-        pass
+    for path in (Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id")):
+        if path.is_file():
+            parts.append(path.read_text("ascii").strip())
+            break
+    with contextlib.suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/mnt").readlink()))
     return "/".join(parts)
 
 
@@ -76,10 +73,9 @@ def interface_address(name: str) -> str:
 def process_state(pid: int) -> str | None:
     """What became of a process of this machine, as a phrase; None when nothing can be said."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            state = file.read().rpartition(b")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except FileNotFoundError:
-        return "the process died" if os.path.exists("/proc/self/stat") else None
+        return "the process died" if Path("/proc/self/stat").exists() else None
     except (OSError, IndexError):
         return None
     if state in b"ZX":

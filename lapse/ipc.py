@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+from pathlib import Path
 
 from lapse.errors import LapseError
 
@@ -24,13 +25,13 @@ class Folder:
         base = tempfile.gettempdir()
         if len(base.encode()) > BASE_BYTES:
             base = "/tmp"
-        _sweep(base)
+        _sweep(Path(base))
         self.path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
         self._pid = os.getpid()
-        making = os.path.join(self.path, "making")
-        self._lock = os.open(making, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        making = Path(self.path, "making")
+        self._lock: int | None = os.open(making, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.rename(making, os.path.join(self.path, "lock"))  # seen by others only once it is locked
+        making.rename(making.with_name("lock"))  # seen by others only once it is locked
 
     def remove(self) -> None:
         if self._lock is not None and os.getpid() == self._pid:
@@ -39,26 +40,22 @@ class Folder:
             self._lock = None
 
 
-def _sweep(base: str) -> None:
+def _sweep(base: Path) -> None:
     """Remove the folders of this user's dead processes."""
-    try:
-        with os.scandir(base) as entries:
-            candidates = [entry.path for entry in entries if entry.name.startswith(PREFIX)]
-    except OSError:
-        return
-    for path in candidates:
+    for path in base.glob(PREFIX + "*"):
         try:
-            status = os.lstat(path)
+            status = path.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
                 continue
-            lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            lock = os.open(path / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
         except OSError:
-            pass  # in use
+            continue  # in use
+        else:
+            shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
 
@@ -66,7 +63,7 @@ def _sweep(base: str) -> None:
 def check(path: str) -> None:
     """Refuse a folder (LAPSE_IPC_DIR) that others could put sockets into."""
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError as error:
         raise LapseError(f"LAPSE_IPC_DIR {path}: {error.strerror}") from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:

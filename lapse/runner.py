@@ -6,6 +6,7 @@ ended with it. A node's process is reaped last: until then its number, and that 
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from lapse import _exec, ipc, sockets
 from lapse.config import CLUSTER_VARIABLES, Config
@@ -50,9 +52,9 @@ def find_command(name: str) -> None:
     if os.sep not in name:
         if shutil.which(name) is None:
             raise CommandError(f"{name}: command not found", 127)
-    elif not os.path.exists(name):
+    elif not Path(name).exists():
         raise CommandError(f"{name}: no such file", 127)
-    elif not os.path.isfile(name):
+    elif not Path(name).is_file():
         raise CommandError(f"{name}: not a file", 126)
     elif not os.access(name, os.X_OK):
         raise CommandError(f"{name}: not executable", 126)
@@ -126,10 +128,8 @@ class _Node:
         self.signalled = self.signalled or self.status is None
         if self.process.returncode is not None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
 
     def look(self) -> bool:
         """Note how the process ended, without reaping it; True if it has just ended."""
@@ -206,7 +206,7 @@ class _Run:
     def _start(self, rank: int, job: dict[str, str]) -> None:
         base = {name: value for name, value in self._environ.items() if name not in NOT_PASSED_ON}
         environ = {"PYTHONUNBUFFERED": "1", **base, **job}
-        wrapper = [sys.executable, "-I", "-S", os.path.abspath(_exec.__file__), str(os.getpid())] if sys.executable else []
+        wrapper = [sys.executable, "-I", "-S", str(Path(_exec.__file__).absolute()), str(os.getpid())] if sys.executable else []
         process = subprocess.Popen([*wrapper, *self._command], env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, start_new_session=True, bufsize=0)
         node = _Node(rank, process)

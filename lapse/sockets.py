@@ -1,11 +1,13 @@
 """Creating and configuring ZeroMQ sockets: limits, heartbeats, endpoints, who may connect, and what the monitors tell."""
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import os
 import struct
 import threading
+from pathlib import Path
 
 import zmq
 
@@ -92,7 +94,7 @@ def bind_tcp(sock: zmq.Socket, address: str, config: Config, port: int = 0) -> s
 
 
 def bind_ipc(sock: zmq.Socket, folder: str, name: str) -> str:
-    path = os.path.join(os.path.abspath(folder), name)
+    path = str(Path(folder).absolute() / name)
     if len(path.encode()) > IPC_PATH_BYTES:
         raise LapseError(f"the path of the socket {path} is longer than {IPC_PATH_BYTES} bytes; set LAPSE_IPC_DIR to a shorter folder")
     try:
@@ -196,23 +198,20 @@ class Waker:
         self.fd, self._write = os.pipe()
         os.set_blocking(self.fd, False)
         os.set_blocking(self._write, False)
-        self._lock = threading.RLock()  # (signal handlers wake, too) against writing to a descriptor that has been closed and given to another file
+        # Against writing to a descriptor that has been closed and given to another file. Signal handlers wake, too: reentrant.
+        self._lock = threading.RLock()
         self._closed = False
 
     def wake(self) -> None:
         with self._lock:
             if not self._closed:
-                try:
+                with contextlib.suppress(BlockingIOError):  # full: it wakes already
                     os.write(self._write, b"x")
-                except BlockingIOError:
-                    pass  # full: it wakes already
 
     def clear(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             while len(os.read(self.fd, 4096)) == 4096:
                 pass
-        except BlockingIOError:
-            pass
 
     def close(self) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from lapse import launch  # noqa: E402
+from lapse import launch
 
 
 def main() -> int:
