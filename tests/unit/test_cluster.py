@@ -193,7 +193,7 @@ def test_nodes_meet_talk_and_leave(start, num_nodes, transport):
     for node in nodes:
         assert node.expect("done", what="ready")["error"] is None
     job.finish()
-    assert os.listdir(job.ipc_dir) == ["lock"]
+    assert [path.name for path in Path(job.ipc_dir).iterdir()] == ["lock"]
 
 
 def test_ranks_without_hints(start):
@@ -761,12 +761,15 @@ def test_alone_failure_wakes_those_who_wait():
 
 def test_start_and_stop_leak_nothing():
     alone().close()
-    before = sorted(os.listdir("/proc/self/fd")), threading.active_count()
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = open_files(), threading.active_count()
     for _ in range(20):
         cluster = alone()
         cluster.leave()
         cluster.close()
-    assert (sorted(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert (open_files(), threading.active_count()) == before
 
 
 def test_folders_of_dead_processes_are_swept():

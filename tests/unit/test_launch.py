@@ -171,7 +171,8 @@ def test_the_command_line_is_passed_on_untouched(tag):
 
 def test_the_nodes_environment(tag):
     names = ["DMLC_ROLE", "DMLC_NUM_SERVER", "DMLC_PS_ROOT_URI", "LAPSE_RANK", "PYTHONUNBUFFERED"]
-    body = f"import os, sys; print([os.environ[n] for n in {names}], os.environ['TEST_TAG'], len(os.environ['LAPSE_TOKEN']), sys.stdin.read())"
+    body = ("import os, sys; "
+            f"print([os.environ[n] for n in {names}], os.environ['TEST_TAG'], len(os.environ['LAPSE_TOKEN']), sys.stdin.read())")
     result = track("-s", "2", sys.executable, "-c", body, input=b"not for them")
     for rank in (0, 1):
         assert f"[node {rank}] ['server', '2', '127.0.0.1', '{rank}', '1'] {tag} 32 \n".encode() in result.stdout
@@ -180,8 +181,9 @@ def test_the_nodes_environment(tag):
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
-    (["-s", "2"], "no COMMAND"), (["-s", "0", "true"], "at least one"), (["-s", "many", "true"], "invalid int"), (["-n", "1", "true"], "use -n 0"),
-    (["--num", "2", "true"], "--num"), (["--log-level", "LOUD", "true"], "LOUD"), (["--log-file", "/no/such/dir/x", "true"], "No such file"),
+    (["-s", "2"], "no COMMAND"), (["-s", "0", "true"], "at least one"), (["-s", "many", "true"], "invalid int"),
+    (["-n", "1", "true"], "use -n 0"), (["--num", "2", "true"], "--num"), (["--log-level", "LOUD", "true"], "LOUD"),
+    (["--log-file", "/no/such/dir/x", "true"], "No such file"),
 ])
 def test_wrong_options(tag, arguments, text):
     result = track(*arguments)
