@@ -56,7 +56,7 @@ class Build(build_ext):
 
     def run(self):
         Path(self.build_temp).mkdir(parents=True, exist_ok=True)
-        with open(f"{self.build_temp}/lock", "w") as lock:
+        with Path(self.build_temp, "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)       # two builds of one place at once: the second waits and finds it all done
             super().run()
 

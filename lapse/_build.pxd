@@ -7,8 +7,10 @@ cdef extern from *:
     #define LAPSE_BUILD_KIND "unknown"
     #define LAPSE_BUILD_FLAGS "unknown"
     #endif
-    #ifdef __VERSION__
+    #if defined(__clang__)
     #define LAPSE_COMPILER __VERSION__
+    #elif defined(__GNUC__)
+    #define LAPSE_COMPILER "gcc " __VERSION__
     #else
     #define LAPSE_COMPILER "unknown"
     #endif

@@ -128,7 +128,7 @@ cdef class Protocol:
         worker_t* server
         answer_t* answers       # owned
         int answers_used, answers_room
-        bint moving             # a key has been localized: some may be COMING
+        int32_t moving          # atomic; 1: a key has been localized, so some may be COMING
         int64_t now             # when the message in hand arrived (TRANSFER)
         Key late_keys[64]       # FAULT_LATE_DIRECTORY
         Rank late_owners[64]

@@ -1,5 +1,8 @@
 """lapse._zmq: the functions are those of pyzmq's own libzmq, and they work on pyzmq's sockets."""
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import zmq
@@ -63,3 +66,29 @@ def test_options(pair):
     push.sndhwm = 7
     assert zmq_probe.swap_option(push.underlying, zmq.SNDHWM, 9) == 7
     assert push.sndhwm == 9
+
+
+@pytest.mark.parametrize(("path", "sentence"), [
+    ("lapse._build", "has no function zmq_version"),       # a compiled module that is not linked to libzmq
+    ("nowhere", "cannot find pyzmq's library"),
+    (None, "needs pyzmq >= 26"),
+])
+def test_a_pyzmq_without_libzmq_is_named(path, sentence):
+    """The import fails with one sentence, in a process whose pyzmq is not the real one."""
+    program = """if True:
+        import importlib, sys, types
+        backend = types.ModuleType("zmq.backend.cython._zmq")
+        if sys.argv[1] == "lapse._build":
+            backend.__file__ = importlib.import_module("lapse._build").__file__
+        else:
+            backend.__file__ = sys.argv[1]
+        for name in ("zmq", "zmq.backend", "zmq.backend.cython"):
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = []
+        if sys.argv[1] != "None":
+            sys.modules["zmq.backend.cython._zmq"] = sys.modules["zmq.backend.cython"]._zmq = backend
+        import lapse._zmq
+    """
+    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == 1 and "ImportError: lapse: " in done.stderr and sentence in done.stderr

@@ -1,17 +1,20 @@
 """Sends and receives through lapse._zmq, for test_zmq.py. Sockets come as the integers of `zmq.Socket.underlying`."""
 from libc.errno cimport EAGAIN
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+from lapse._sync cimport add_i64, load_i64
 from lapse._zmq cimport (ZMQ_DONTWAIT, ZMQ_POLLIN, zmq_errno, zmq_free_fn, zmq_getsockopt, zmq_msg_close, zmq_msg_data, zmq_msg_gets,
                          zmq_msg_init, zmq_msg_init_data, zmq_msg_init_size, zmq_msg_more, zmq_msg_move, zmq_msg_recv, zmq_msg_send,
                          zmq_msg_size, zmq_msg_t, zmq_poll, zmq_pollitem_t, zmq_setsockopt, zmq_strerror)
 
-cdef int released = 0
+# Atomic. libzmq hands a buffer from our thread to its own; ThreadSanitizer does not see that, so `send` writes this variable
+# before, and `release` reads it in the other thread.
+cdef int64_t released = 0
 
 
 cdef void release(void* data, void* hint) noexcept nogil:
-    (<int*>hint)[0] += 1
+    add_i64(<int64_t*>hint, 1)
     free(data)
 
 
@@ -30,6 +33,7 @@ def send(uintptr_t socket, bytes payload, bint zero_copy=False, bint move=False)
         if zero_copy:
             copy = malloc(size)
             memcpy(copy, data, size)
+            add_i64(&released, 0)
             zmq_msg_init_data(&msg, copy, size, release, &released)
         else:
             zmq_msg_init_size(&msg, size)
@@ -89,4 +93,4 @@ def swap_option(uintptr_t socket, int option, int value):
 
 
 def released_buffers():
-    return released
+    return load_i64(&released)

@@ -1,0 +1,154 @@
+# One target per developer action; `make help` lists them. Everything that is made lies in build/, but for the compiled modules, which
+# stand beside their sources so that the tree runs as it is.
+#
+# PYTHON      the Python to use. Not given: that of the active virtual environment; else python3, if it has all that is needed; else
+#             a virtual environment of our own, build/venv.
+# LAPSE_BUILD release (default), debug, asan or tsan: see setup.py
+# ARGS        more arguments for pytest, e.g. make test ARGS="-k store -x"
+
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+VENV := $(CURDIR)/build/venv
+ifndef PYTHON
+  ifneq ($(VIRTUAL_ENV)$(CONDA_PREFIX),)
+    PYTHON := python
+  else
+    PYTHON := $(shell python3 tools/environment.py check build run dev 2>/dev/null && echo python3 || echo $(VENV)/bin/python)
+  endif
+endif
+# The interpreter itself, not a wrapper around it; VENV's may not exist yet.
+override PYTHON := $(or $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null),$(abspath $(PYTHON)))
+LAPSE_BUILD ?= release
+export LAPSE_BUILD
+export LAPSE_WERROR = 1
+
+# Programs: what has a __main__ part. A program's compiled kernels are in the folder that is named for it below.
+programs = $(notdir $(basename $(shell grep -ls __main__ $(1))))
+APPS := $(call programs,apps/*.py)
+TESTS := $(call programs,tests/cluster/*.py)
+KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx benchmarks/*.pyx))))
+stamp = build/stamps/$(subst /,-,$(1))
+kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
+
+.PHONY: all ps apps tests kernels test packaging check bench lint asan tsan dev clean help FORCE
+
+all: ps apps tests                 ## the core, all applications, all test programs (the default)
+
+ps: build/stamps/lapse             ## the core: lapse/
+
+apps: $(APPS:%=build/apps/%)       ## all applications; one of them: make apps/simple, which writes build/apps/simple
+
+tests: $(TESTS:%=build/tests/%)    ## all test programs; one of them: make tests/<name>, which writes build/tests/<name>
+
+test: all kernels build/stamps/environment-dev   ## run the tests
+	"$(PYTHON)" -m pytest --ignore=tests/packaging $(ARGS)
+
+packaging: all kernels build/stamps/environment-dev   ## run the tests of the sdist, the wheel, and of every command in the README
+	"$(PYTHON)" -m pytest tests/packaging $(ARGS)
+
+check: lint                        ## all that a change must pass: lint, build, tests, packaging
+	$(MAKE) test
+	$(MAKE) packaging
+
+bench: all kernels                 ## run the benchmarks
+	@set -e; files=$$(grep -ls __main__ benchmarks/*.py); for file in $$files; do echo "== $$file"; PYTHONPATH=. "$(PYTHON)" "$$file"; done
+
+lint: build/stamps/environment-dev     ## check the sources
+	"$(PYTHON)" -m ruff check .
+	"$(PYTHON)" tools/lint.py
+
+asan: build/stamps/environment-dev     ## run the tests of SANITIZED under AddressSanitizer and UndefinedBehaviorSanitizer, in build/asan
+	$(call sanitize,asan,PYTHONMALLOC=malloc ASAN_OPTIONS="detect_leaks=0 $(REPORTS)" UBSAN_OPTIONS="print_stacktrace=1 $(REPORTS)")
+
+tsan: build/stamps/environment-dev     ## the same under ThreadSanitizer, in build/tsan
+	$(call sanitize,tsan,TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp die_after_fork=0 exitcode=66 $(REPORTS)")
+
+dev: build/stamps/environment-dev      ## install what only some tests use: torch (TORCH=torch==2.13.0)
+	"$(PYTHON)" -m pip install --quiet $(or $(TORCH),torch)
+
+clean:                             ## remove what was made, but for build/venv
+	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name venv -exec rm -rf {} +; fi
+	rm -rf dist lapse.egg-info .pytest_cache .ruff_cache
+	find . -path ./build -prune -o \( -name '*.so' -o -name __pycache__ \) -exec rm -rf {} +
+
+help:                              ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## */  make \1 /p' Makefile | awk '{ n = $$2; $$1 = $$2 = ""; printf "  make %-10s%s\n", n, $$0 }'
+	@echo; sed -n '/^# PYTHON/,/^$$/s/^# //p' Makefile
+
+# --- how ---------------------------------------------------------------------------------------------------------------------------
+
+.PHONY: $(APPS:%=apps/%) $(TESTS:%=tests/%)
+$(APPS:%=apps/%) $(TESTS:%=tests/%): %: build/%
+kernels: $(foreach folder,$(KERNELS),$(call stamp,$(folder)))
+
+# Another Python or kind of build makes everything anew.
+build/recipe: FORCE
+	@mkdir -p build/stamps build/apps build/tests
+	@echo '$(PYTHON) $(LAPSE_BUILD)' | cmp -s - $@ || echo '$(PYTHON) $(LAPSE_BUILD)' > $@
+
+build/stamps/environment: pyproject.toml build/recipe
+	@if [ "$(PYTHON)" = "$(VENV)/bin/python" ] && [ ! -x "$(PYTHON)" ]; then python3 -m venv "$(VENV)"; fi
+	@"$(PYTHON)" tools/environment.py install build run
+	@touch $@
+
+build/stamps/environment-dev: build/stamps/environment
+	@"$(PYTHON)" tools/environment.py install dev
+	@touch $@
+
+build/stamps/lapse: $(shell find lapse -name '*.pyx' -o -name '*.pxd') setup.py build/stamps/environment
+	LAPSE_ROOTS=lapse "$(PYTHON)" setup.py --quiet build_ext --inplace
+	@touch $@
+
+define kernel_rule
+$(call stamp,$(1)): $(wildcard $(1)/*.pyx $(1)/*.pxd) build/stamps/lapse
+	LAPSE_ROOTS=$(1) "$$(PYTHON)" setup.py --quiet build_ext --inplace
+	@touch $$@
+endef
+$(foreach folder,$(KERNELS),$(eval $(call kernel_rule,$(folder))))
+
+build/apps/matrix_factorization: $(call kernels,apps/mf)
+build/apps/knowledge_graph_embeddings: $(call kernels,apps/kge)
+build/apps/word2vec: $(call kernels,apps/w2v)
+$(TESTS:%=build/tests/%): $(call kernels,tests/cluster)
+
+# The executable: a few lines that run the program of this tree with the Python that it was compiled for.
+define launcher
+#!$(PYTHON)
+"""Runs $(1) of this source tree."""
+import runpy
+import sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(root))
+runpy.run_path(str(root / "$(1)"), run_name="__main__")
+endef
+
+define write_launcher
+	$(file > $@,$(call launcher,$(1)))@chmod +x $@
+endef
+
+$(APPS:%=build/apps/%): build/apps/%: apps/%.py build/stamps/lapse Makefile
+	$(call write_launcher,apps/$*.py)
+
+$(TESTS:%=build/tests/%): build/tests/%: tests/cluster/%.py build/stamps/lapse Makefile
+	$(call write_launcher,tests/cluster/$*.py)
+
+# A sanitizer's build lies in a copy of the tree, so that it does not disturb the one in place. libstdc++ comes first with it because
+# libzmq throws, and AddressSanitizer must know where to. Reports go to files, since pytest keeps what a passing test prints; any is an
+# error, also one of a process that a test has started.
+SANITIZED ?= tests/unit
+TREE := $(wildcard Makefile setup.py pyproject.toml README.md LICENSE NOTICE lapse apps tests tracker tools benchmarks)
+REPORTS = log_path=$(CURDIR)/build/$@/report
+define sanitize
+	mkdir -p build/$(1)
+	find build/$(1) -path build/$(1)/build -prune -o -name '*.p[yx]*' -type f -exec rm {} +
+	rm -f build/$(1)/report.*
+	tar -cf - --exclude='*.so' --exclude=__pycache__ $(TREE) | tar -xf - -C build/$(1)
+	$(MAKE) -C build/$(1) PYTHON="$(PYTHON)" LAPSE_BUILD=$(1) all kernels
+	cd build/$(1) && LD_PRELOAD="$$(gcc -print-file-name=lib$(1).so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	    $(2) "$(PYTHON)" -m pytest -p no:cacheprovider $(SANITIZED) $(ARGS); \
+	    code=$$?; if ls report.* >/dev/null 2>&1; then cat report.*; code=1; fi; exit $$code
+endef
