@@ -1,6 +1,5 @@
 """Nodes for tests: of one process, and of several."""
 import faulthandler
-import gc
 import os
 import subprocess
 import sys
@@ -38,7 +37,6 @@ def serve(deadline, monkeypatch):
     yield make
     while servers:
         servers.pop().shutdown()
-    gc.collect()
     left = [thread.name for thread in threading.enumerate() if thread.name in ("lapse-server", "lapse-control")]
     assert not left
 
