@@ -148,10 +148,10 @@ class Cluster:
         deadline = time.monotonic() + self.config.join_timeout
         with self._cond:
             while not (self._up or self._over or self._refused):
-                grace = GRACE if self._link.joined else 0.0
-                if not self._cond.wait(min(1.0, max(0.0, deadline + grace - time.monotonic()))) \
-                        and time.monotonic() >= deadline + grace:
+                left = deadline + (GRACE if self._link.joined else 0.0) - time.monotonic()
+                if left <= 0:
                     break
+                self._cond.wait(min(1.0, left))
             if self._up:
                 return
             if self.failure is not None:

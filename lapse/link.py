@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zmq
@@ -43,6 +44,7 @@ class Link:
         self.obstacle = ""                      # why the scheduler could not be reached so far
         self._scheduler_pid = 0
         self._folder: ipc.Folder | None = None  # owned, removed at the end
+        self._ipc = ""                          # the own socket; libzmq leaves its file behind
         self._places: list[str] = []
         self._monitors: dict[int, sockets.Monitor] = {}     # rank -> of push[rank]
         self._pull_monitor: sockets.Monitor | None = None
@@ -216,7 +218,8 @@ class Link:
         if "ipc" in ways:
             if config.ipc_dir is None:
                 self._folder = ipc.Folder()
-            endpoints["ipc"] = sockets.bind_ipc(pull, config.ipc_dir or self._folder.path, f"{welcome['job']:x}-{rank}")
+            self._ipc = sockets.bind_ipc(pull, config.ipc_dir or self._folder.path, f"{welcome['job']:x}-{rank}")
+            endpoints["ipc"] = self._ipc
         if "tcp" in ways:
             own = hosts.resolve(config.node_host) if config.node_host else hosts.address_towards(self._address)
             endpoints["tcp"] = sockets.bind_tcp(pull, own, config)
@@ -300,5 +303,7 @@ class Link:
 
     def clean_up(self) -> None:
         self._waker.close()
+        if self._ipc:
+            Path(self._ipc.removeprefix("ipc://")).unlink(missing_ok=True)
         if self._folder is not None:
             self._folder.remove()
