@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -498,6 +499,14 @@ def test_a_killed_node_is_named(start, transport):
     assert job.join() == failure
 
 
+def test_the_scheduler_itself_sees_a_node_die(start):
+    job = start(1)
+    node, = job.start_nodes()
+    node.popen.kill()
+    failure = job.join()
+    assert (failure.rank, failure.cause, failure.noticed_by) == (0, "the process died", "the scheduler")
+
+
 def test_a_killed_node_that_waits_in_a_barrier(start):
     job = start(2)
     nodes = job.start_nodes()
@@ -633,6 +642,7 @@ def test_a_forked_child_neither_sends_nor_closes(start):
     job = start(2)
     nodes = job.start_nodes()
     assert "forked child" in nodes[0].ask("fork")["result"]
+    assert Path(job.infos[1]["push"][0].removeprefix("ipc://")).exists()
     for rank, node in enumerate(nodes):
         node.tell("barrier", group="nodes", member=str(rank))
     for node in nodes:
@@ -772,9 +782,12 @@ def test_start_and_stop_leak_nothing():
     assert (open_files(), threading.active_count()) == before
 
 
-def test_folders_of_dead_processes_are_swept():
+def test_folders_of_dead_processes_are_swept(monkeypatch):
     """A folder whose owner was killed goes when the next one is made; one that is in use stays."""
     program = "import os, signal\nfrom lapse import ipc\nprint(ipc.Folder().path, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    base = tempfile.mkdtemp(dir="/tmp", prefix="t-")
+    monkeypatch.setenv("TMPDIR", base)
+    monkeypatch.setattr(tempfile, "tempdir", base)
     dead = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout.strip()
     assert Path(dead).is_dir()
@@ -787,3 +800,5 @@ def test_folders_of_dead_processes_are_swept():
         assert not Path(other.path).exists()
     finally:
         mine.remove()
+    assert not list(Path(base).iterdir())
+    Path(base).rmdir()
