@@ -540,6 +540,19 @@ def test_a_frozen_node_is_noticed_by_a_sender_with_a_backlog(start, transport):
     assert nodes[0].expect("failure")["rank"] == 1
 
 
+@pytest.mark.parametrize("end", ["pull", "push"])
+def test_a_cut_between_two_nodes_is_noticed(start, end):
+    """Both are alive and in touch with the scheduler; only their monitors can tell, those of PUSH and those of PULL."""
+    job = start(3)
+    nodes = job.start_nodes()
+    for node in nodes:
+        node.tell("exchange", size=1)
+    for node in nodes:
+        node.expect("done", what="exchange")
+    nodes[1].ask("cut", end=end)
+    assert "its connection broke" in assert_all_get(nodes, rank=1).cause
+
+
 def test_a_frozen_scheduler_ends_the_job(start):
     job = start(2, scheduler=False, **QUICK)
     with socket.socket() as probe:
