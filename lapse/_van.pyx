@@ -144,7 +144,7 @@ cdef class Van(Sink):
                 return BAD_SENDER
         if h.seq != channel.received + 1:
             return BAD_SEQUENCE
-        if load_i32(&channel.greeted) != (0 if h.type == HELLO else 1):
+        if load_i32(&channel.greeted) != (0 if h.type == HELLO else 1) and h.type != STOP:
             return BAD_GREETING
         channel.received = h.seq
         return <int>h.src
