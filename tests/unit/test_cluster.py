@@ -596,17 +596,17 @@ def test_the_launchers_word_wins(start):
     nodes = job.start_nodes()
     nodes[1].popen.kill()
     nodes[1].popen.wait()
-    job.scheduler.process_ended(1, nodes[1].popen.returncode)
+    job.scheduler.process_ended(1, nodes[1].popen.returncode, nodes[1].pid)
     assert_all_get(nodes[:1], rank=1, cause="killed by signal 9 (SIGKILL)", noticed_by="the launcher")
 
 
 def test_a_process_that_ends_before_it_joins(start):
     job = start(2, scheduler=False)
     job.start_scheduler(launched=True)
-    job.scheduler.process_ended(1, 3)
+    job.scheduler.process_ended(1, 3, 4711)
     refusal = job.start_node(0).expect("refused")
     assert refusal["error"] == "NodeFailure"
-    assert "node 1: ended with exit code 3 before it joined" in refusal["text"]
+    assert f"node 1 ({hosts.host_name()}, pid 4711): ended with exit code 3 before it joined" in refusal["text"]
 
 
 def test_a_node_that_dies_while_the_cluster_forms(start):

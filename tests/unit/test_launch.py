@@ -72,12 +72,16 @@ def folders() -> set[str]:
 
 
 def tagged(value: str) -> list[int]:
-    """The processes that were started with this TEST_TAG (the test's own does not count: its variable was set later)."""
+    """The processes that were started with this TEST_TAG (the test's own does not count: its variable was set later).
+
+    Not multiprocessing's resource tracker, which lives as long as the process that has spawned others.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                if f"TEST_TAG={value}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                tagged_too = f"TEST_TAG={value}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                if tagged_too and b"resource_tracker" not in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
     return found
 
