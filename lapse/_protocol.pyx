@@ -308,7 +308,8 @@ cdef class Protocol:
                 e.position = b.positions[i] if b.positions != NULL else <uint32_t>i
                 e.routed = not b.own
                 e.wanted = 0
-                memcpy(entry_values(e), b.vals + entry_offset(b, self.store, i) if size else NULL, size)
+                if size:
+                    memcpy(entry_values(e), b.vals + entry_offset(b, self.store, i), size)
                 transfer_append(<transfer_t*>transfer_of(word), e)
         unlatch(self.store, key, word)
         if result == SETTLED:
