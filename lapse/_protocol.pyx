@@ -360,7 +360,9 @@ cdef class Protocol:
         e.ts = b.ts
         e.position = 0
         e.routed = False
-        e.wanted = self.sink.now()
+        if b.now == 0:
+            b.now = self.sink.now()
+        e.wanted = b.now
         transfer_append(t, e)
         store_i32(&self.moving, 1)
         unlatch(self.store, key, incoming_word(t))
