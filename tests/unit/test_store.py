@@ -311,6 +311,32 @@ def test_relocations_under_the_hands_of_pushing_and_pulling_threads(probe):
     assert sum(store.epoch(k) for k in range(40)) == moves
 
 
+@pytest.mark.parametrize("classes", [1, 500])
+def test_rows_made_by_many_threads_at_once_are_all_different(probe, classes):
+    num_keys = 40_000
+    lengths = (1 + np.arange(num_keys) % classes).astype(np.uint32)
+    moving = np.arange(50)                      # these leave and come back meanwhile: their rows change hands
+    for attempt in range(5):
+        store = probe.Probe(num_keys, 0, num_keys, 2, lengths, lengths)
+        rng = np.random.default_rng(attempt)
+        orders = [50 + rng.permutation(num_keys - 50) for _ in range(3)]
+        ones = np.ones(lengths.sum(), np.int32).view(np.uint8)
+
+        def pushers():
+            try:
+                return in_threads(*(lambda keys=keys: store.push_often(keys, ones, 1, 0, 200) for keys in orders))
+            finally:
+                store.halt()
+
+        served, _ = in_threads(pushers, lambda: store.relocate_until_stopped(moving))
+        rows = np.array([store.address(k) for k in range(num_keys)])
+        order = np.argsort(rows)
+        assert (np.diff(rows[order]) >= 4 * lengths[order][:-1] + 8).all()
+        out = np.zeros(lengths.sum(), np.int32)
+        assert store.batch("pull", np.arange(num_keys), out.view(np.uint8)) == []
+        assert (out == np.repeat(np.arange(num_keys) >= 50, lengths) * sum(rounds for rounds, _ in served)).all()
+
+
 def test_sets_are_never_torn(probe):
     store = probe.Probe(8, 0, 8, 3, 50, 50)
     keys = np.arange(8)
