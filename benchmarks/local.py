@@ -83,7 +83,7 @@ def single(length=100, num_keys=100_000, rounds=15):
 def _half(table, rank, num_keys, length, what, ready, go, seconds, results):
     """Calls on one half of the keys for some seconds; rows per nanosecond."""
     keys = rank * (num_keys // 2) + np.random.default_rng(rank).integers(0, num_keys // 2, (100, BATCH))
-    out = np.ones(BATCH * length, np.float32)      # not np.zeros: all of its pages are one, and reading them is slow
+    out = np.ones(BATCH * length, np.float32)
     table.run(what, keys, out)
     ready.wait(60)
     go.wait(60)
@@ -105,7 +105,7 @@ def two(what="pull", length=100, num_keys=100_000, rounds=3, seconds=0.5):
     context = multiprocessing.get_context("spawn")
     table = loops().Table(num_keys, length)
     for _ in range(rounds):
-        for name in rates:
+        for name, reached in rates.items():
             ranks = [0] if name == "1 thread" else [0, 1]
             kind = context if name == "2 processes" else threading
             ready, go = kind.Barrier(len(ranks)), kind.Event()
@@ -120,7 +120,7 @@ def two(what="pull", length=100, num_keys=100_000, rounds=3, seconds=0.5):
             go.set()
             for t in tasks:
                 t.join(120)
-            rates[name].append(sum(results) * 1e3)
+            reached.append(sum(results) * 1e3)
     return {name: statistics.median(r) for name, r in rates.items()}
 
 
