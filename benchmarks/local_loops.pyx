@@ -10,9 +10,9 @@ from lapse._types cimport Key
 
 
 cdef enum:
-    SLOT_AHEAD = 16
-    ROW_AHEAD = 6
-    NEAR_BYTES = 512
+    SLOT_AHEAD = 24
+    ROW_AHEAD = 12
+    NEAR_BYTES = 2048
 
 
 cdef class Table:

@@ -23,7 +23,7 @@ from lapse._pins cimport pin_add, pin_drop, pin_find
 from lapse._store cimport (AWAY, COMING, HERE, KeyState, absent_rows, add_values, away_epoch, batch_bytes, digest_rows, epoch_of,
                            first_out_of_range, gone_word, incoming_word, insert_row, is_home, latch, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word,
                            state_of, store_free, store_new, stored_bytes, transfer_of, unlatch, visible_bytes)
-from lapse._sync cimport add_i64, load_i64, load_u64, store_i64, store_u64, unlikely
+from lapse._sync cimport add_i64, load_i64, load_u64, store_i32, store_i64, store_u64, unlikely
 from lapse._trace cimport trace_add, trace_choose, trace_drain, trace_free, trace_new
 from lapse._transfers cimport entry_free, entry_new, entry_values, transfer_append, transfer_free, transfer_new
 from lapse._types cimport (ERR_FAILED, ERR_MEMORY, FLOAT32, FLOAT64, INT32, INT64, MAX_NODES, OP_LOCALIZE, OP_PULL, OP_PUSH,
@@ -358,12 +358,15 @@ cdef class Protocol:
         e.ts = b.ts
         e.position = 0
         e.routed = False
-        e.wanted = self.sink.now()
+        if b.now == 0:
+            b.now = self.sink.now()
+        e.wanted = b.now
         transfer_append(t, e)
-        self.moving = True
+        store_i32(&self.moving, 1)
         unlatch(self.store, key, incoming_word(t))
         if home:
             epoch = directory_epoch(self.directory, key) + 1
+            b.w.offsets[i] = epoch
             self.move_owner(key, self.me, epoch)
         return GO
 
@@ -501,7 +504,8 @@ cdef class Protocol:
                     if not relocates or b.to_server or is_home(s, key) == homed:
                         keys[used] = key
                         if kind == HAND_OVER:
-                            aux[used] = directory_epoch(self.directory, key)
+                            # not the directory's: from move_owner on, the entry can change under another channel's lock
+                            aux[used] = <uint32_t>b.w.offsets[at]
                         else:
                             aux[used] = b.positions[at] if b.positions != NULL else <uint32_t>at
                         if carries:
@@ -642,7 +646,7 @@ cdef class Protocol:
         b.origin = <Rank>h.origin
         b.worker = h.worker
         b.ts = <Timestamp>h.ts
-        b.hops = h.hops + 1 if h.type != LOCALIZE else 0
+        b.hops = 0 if h.type == LOCALIZE else h.hops + 1     # (a localize of this node has not left it yet)
         b.counted = src == self.me and h.hops == 0
         b.w = w
         b.keys = keys
@@ -828,7 +832,8 @@ cdef class Protocol:
                     following = -1 if at == w.tails[dest] else <int64_t>w.chain[at]
                     key = keys[at]
                     if owner_of(self.directory, key) == dest:
-                        self.move_owner(key, requester, directory_epoch(self.directory, key) + 1)
+                        w.offsets[at] = <Epoch>(directory_epoch(self.directory, key) + 1)
+                        self.move_owner(key, requester, <Epoch>w.offsets[at])
                         if go < 0:
                             go = at
                         else:

@@ -1,12 +1,11 @@
 """Slots, slabs and the loops over them.
 
 Design: everything a batch needs of a key hangs off its slot word, so a loop prefetches that word first and the row behind it
-a little later. A compare-and-swap waits until the stores before it have left the core; that wait, not the swap itself, is what
-a latch costs. The loops therefore take the latches of up to GROUP neighbours back to back and pay it once.
+a little later. Each key is latched on its own, for its own copy: taking the latches of several neighbours back to back, so
+that the wait for earlier stores is paid once, was tried and is slower (benchmarks/README.md).
 
-Locking: key latch -> class lock -> arena lock. A loop waits for a latch only while it holds none (the others of a group are
-tried, never waited for), so no two threads can wait for each other; a duplicate key simply ends its group. The class and the
-arena lock guard a few words and, rarely, an mmap; whoever holds one takes no latch.
+Locking: key latch -> class lock -> arena lock. The class and the arena lock guard a few words and, rarely, an mmap; whoever
+holds one takes no latch. A thread holds one latch at a time.
 
 Rows: an 8-byte header (the epoch; in a free row the next free one) and the values, rounded up to 8 bytes. One size class per
 distinct row length, so nothing else is rounded. Classes cut runs of rows from an arena of regions that start small and double;
@@ -18,9 +17,9 @@ from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_ANON, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 
 from lapse._sync cimport (
-    load_u64, peek_u64, prefetch_read, prefetch_write, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, try_latch_u64, unlikely)
-from lapse._types cimport FLOAT32, FLOAT64, INT32, INT64, Epoch, Key
+    peek_u64, prefetch_read, prefetch_write, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock)
+from lapse._types cimport FLOAT32, INT32, Epoch, Key
 
 cdef extern from *:
     """
@@ -82,11 +81,10 @@ cdef extern from *:
 
 cdef enum:
     HEADER = 8                  # bytes in front of a row
-    GROUP = 4                   # latches taken back to back
-    SLOT_AHEAD = 16             # positions between the cursor and the prefetch of a slot word,
-    ROW_AHEAD = 6               # and of the row it points to
+    SLOT_AHEAD = 24             # positions between the cursor and the prefetch of a slot word,
+    ROW_AHEAD = 12              # and of the row it points to
     LINE = 64
-    NEAR_BYTES = 512            # of a long row, this much is prefetched; the processor's own prefetcher finds the rest
+    NEAR_BYTES = 2048           # of a long row, this much is prefetched; the processor's own prefetcher finds the rest
 
 cdef uint64_t GONE = <uint64_t>1 << 63
 cdef uint64_t POINTER = ~<uint64_t>7
@@ -453,127 +451,142 @@ cdef inline void copy_row(char* to, const char* source, size_t bytes) noexcept n
         memcpy(to, source, 4)
 
 
-cdef inline void look_ahead(const store_t* s, const Key* keys, Py_ssize_t i, Py_ssize_t n, bint uniform, bint write) noexcept nogil:
+cdef inline void prefetch_row(const char* row, size_t bytes, bint write) noexcept nogil:
+    cdef size_t near = min(bytes, <size_t>NEAR_BYTES)
+    cdef size_t at = 0
+    while at < near:
+        if write:
+            prefetch_write(row + at)
+        else:
+            prefetch_read(row + at)
+        at += LINE
+
+
+cdef inline void look_ahead(const store_t* s, const Key* keys, Py_ssize_t i, Py_ssize_t n, bint uniform,
+                            bint write) noexcept nogil:
     """Prefetch for the positions that follow i: the slot word far ahead, the row near."""
-    cdef const char* row
-    cdef size_t at, bytes
+    cdef Key key
     if i + SLOT_AHEAD < n:
-        prefetch_write(s.slots + keys[i + SLOT_AHEAD])
+        key = keys[i + SLOT_AHEAD]
+        prefetch_write(s.slots + key)
         if not uniform:
-            prefetch_read(s.visible + keys[i + SLOT_AHEAD])
+            prefetch_read(s.visible + key)
     if i + ROW_AHEAD < n:
-        row = pointer_of(peek_u64(s.slots + keys[i + ROW_AHEAD]))
-        bytes = s.uniform_visible if uniform else visible_bytes(s, keys[i + ROW_AHEAD])
-        bytes = min(bytes, <size_t>NEAR_BYTES)
-        at = 0
-        while at < bytes:
-            if write:
-                prefetch_write(row + at)
-            else:
-                prefetch_read(row + at)
-            at += LINE
+        key = keys[i + ROW_AHEAD]
+        prefetch_row(pointer_of(peek_u64(s.slots + key)), s.uniform_visible if uniform else visible_bytes(s, key), write)
 
 
-cdef inline Py_ssize_t latch_group(store_t* s, const Key* keys, Py_ssize_t n, uint64_t* words) noexcept nogil:
-    """Latch keys[0], waiting for it, and those of the next that are free right now; return how many."""
-    cdef Py_ssize_t held = 1
-    words[0] = latch(s, keys[0])
-    while held < GROUP and held < n and try_latch_u64(s.slots + keys[held], words + held, LATCH):
-        held += 1
-    return held
+cdef inline bint pull_one(store_t* s, Key key, char* vals, size_t bytes) noexcept nogil:
+    """False: the key is not here."""
+    cdef uint64_t word = latch(s, key)
+    cdef bint here = True
+    if word & OWNED:
+        copy_row(vals, pointer_of(word), bytes)
+    elif state_of(s, key, word) == HERE:
+        memset(vals, 0, bytes)
+    else:
+        here = False
+    unlatch(s, key, word)
+    return here
+
+
+cdef inline int add_one(store_t* s, add_t add, Key key, const char* vals, size_t bytes) noexcept nogil:
+    """1: done, 0: the key is not here, -1: out of memory."""
+    cdef uint64_t word = latch(s, key)
+    cdef char* row
+    cdef int done = 1
+    if word & OWNED:
+        add(pointer_of(word), vals, bytes)
+    elif state_of(s, key, word) == HERE:
+        row = row_of(s, key, &word)
+        if row != NULL:
+            add(row, vals, bytes)       # to zeros, not a copy: -0.0 becomes 0.0 as in every other row
+        else:
+            done = -1
+    else:
+        done = 0
+    unlatch(s, key, word)
+    return done
+
+
+cdef inline int set_one(store_t* s, Key key, const char* vals, size_t bytes) noexcept nogil:
+    """1: done, 0: the key is not here, -1: out of memory."""
+    cdef uint64_t word = latch(s, key)
+    cdef char* row
+    cdef int done = 0
+    if state_of(s, key, word) == HERE:
+        row = row_of(s, key, &word)
+        if row != NULL:
+            copy_row(row, vals, bytes)
+            done = 1
+        else:
+            done = -1
+    unlatch(s, key, word)
+    return done
 
 
 cdef inline Py_ssize_t pull_batch(store_t* s, const Key* keys, Py_ssize_t n, char* vals, uint32_t* misses,
                                   bint uniform) noexcept nogil:
-    cdef uint64_t words[GROUP]
-    cdef Py_ssize_t i = 0, group_end, missed = 0
-    cdef uint64_t word
+    cdef Py_ssize_t i, missed = 0
     cdef size_t bytes = s.uniform_visible
-    cdef Py_ssize_t j
-    while i < n:
-        group_end = i + latch_group(s, keys + i, n - i, words)
-        j = 0
-        while i < group_end:
-            word = words[j]
-            look_ahead(s, keys, i, n, uniform, False)
-            if not uniform:
-                bytes = visible_bytes(s, keys[i])
-            if word & OWNED:
-                copy_row(vals, pointer_of(word), bytes)
-            elif state_of(s, keys[i], word) == HERE:
-                memset(vals, 0, bytes)
-            else:
-                misses[missed] = <uint32_t>i
-                missed += 1
-            unlatch(s, keys[i], word)
-            vals += bytes
-            i += 1
-            j += 1
+    for i in range(n):
+        look_ahead(s, keys, i, n, uniform, False)
+        if not uniform:
+            bytes = visible_bytes(s, keys[i])
+        if not pull_one(s, keys[i], vals, bytes):
+            misses[missed] = <uint32_t>i
+            missed += 1
+        vals += bytes
     return missed
 
 
 cdef inline Py_ssize_t push_batch(store_t* s, const Key* keys, Py_ssize_t n, const char* vals, uint32_t* misses,
                                   bint uniform) noexcept nogil:
-    cdef uint64_t words[GROUP]
-    cdef Py_ssize_t i = 0, j, group_end, missed = 0
+    cdef Py_ssize_t i, missed = 0
     cdef size_t bytes = s.uniform_visible
     cdef add_t add = s.slabs.add
-    cdef bint memory = True
-    cdef char* row
-    while i < n and memory:
-        group_end = i + latch_group(s, keys + i, n - i, words)
-        j = 0
-        while i < group_end:
-            look_ahead(s, keys, i, n, uniform, True)
-            if not uniform:
-                bytes = visible_bytes(s, keys[i])
-            if words[j] & OWNED:
-                add(pointer_of(words[j]), vals, bytes)
-            elif state_of(s, keys[i], words[j]) == HERE:
-                row = row_of(s, keys[i], &words[j])
-                if row != NULL:
-                    add(row, vals, bytes)       # to zeros: -0.0 becomes 0.0, as in any other row of zeros
-                else:
-                    memory = False
-            else:
-                misses[missed] = <uint32_t>i
-                missed += 1
-            unlatch(s, keys[i], words[j])
-            vals += bytes
-            i += 1
-            j += 1
-    return missed if memory else -1
+    cdef int done
+    for i in range(n):
+        look_ahead(s, keys, i, n, uniform, True)
+        if not uniform:
+            bytes = visible_bytes(s, keys[i])
+        done = add_one(s, add, keys[i], vals, bytes)
+        if done <= 0:
+            if done < 0:
+                return -1
+            misses[missed] = <uint32_t>i
+            missed += 1
+        vals += bytes
+    return missed
 
 
 cdef inline Py_ssize_t set_batch(store_t* s, const Key* keys, Py_ssize_t n, const char* vals, uint32_t* misses,
                                  bint uniform) noexcept nogil:
     cdef Py_ssize_t i, missed = 0
     cdef size_t bytes = s.uniform_visible
-    cdef uint64_t word
-    cdef char* row
+    cdef int done = 1
     for i in range(n):
-        look_ahead(s, keys, i, n, uniform, True)
-        if not uniform:
-            bytes = visible_bytes(s, keys[i])
-        word = latch(s, keys[i])
-        if state_of(s, keys[i], word) != HERE:
-            unlatch(s, keys[i], word)
-            while i < n:
-                misses[missed] = <uint32_t>i
-                missed += 1
-                i += 1
-            return missed
-        row = row_of(s, keys[i], &word)
-        if row != NULL:
-            copy_row(row, vals, bytes)
-        unlatch(s, keys[i], word)
-        if row == NULL:
-            return -1
-        vals += bytes
-    return 0
+        if done > 0:
+            look_ahead(s, keys, i, n, uniform, True)
+            if not uniform:
+                bytes = visible_bytes(s, keys[i])
+            done = set_one(s, keys[i], vals, bytes)
+            if done < 0:
+                return -1
+            vals += bytes
+        if done == 0:           # none overtakes the first that has still to be sent
+            misses[missed] = <uint32_t>i
+            missed += 1
+    return missed
 
 
 cdef Py_ssize_t pull_rows(store_t* s, const Key* keys, Py_ssize_t n, void* vals, uint32_t* misses) noexcept nogil:
+    cdef size_t bytes
+    if n == 1:                  # nothing to look ahead to: ask for the row's lines before waiting for the latch
+        bytes = visible_bytes(s, keys[0])
+        prefetch_row(pointer_of(peek_u64(s.slots + keys[0])), bytes, False)
+        misses[0] = 0
+        return not pull_one(s, keys[0], <char*>vals, bytes)
     if s.visible == NULL:
         return pull_batch(s, keys, n, <char*>vals, misses, True)
     return pull_batch(s, keys, n, <char*>vals, misses, False)

@@ -40,11 +40,6 @@ cdef extern from *:
     static inline int lapse_cas_u64(uint64_t *p, uint64_t *expected, uint64_t desired) {
         return __atomic_compare_exchange_n(p, expected, desired, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
     }
-    /* Set `bit` in *p unless it is set; *before is what was there, without the bit. Never waits. */
-    static inline int lapse_try_latch(uint64_t *p, uint64_t *before, uint64_t bit) {
-        *before = lapse_peek_u64(p);
-        return !(*before & bit) && lapse_cas_u64(p, before, *before | bit);
-    }
     static inline int lapse_swap_i32(int32_t *p, int32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
 
     static inline void lapse_pause(void) {
@@ -104,7 +99,6 @@ cdef extern from *:
     void poke_u16 "lapse_poke_u16"(uint16_t*, uint16_t) noexcept nogil         # relaxed
     void fence "lapse_fence"() noexcept nogil
     bint cas_u64 "lapse_cas_u64"(uint64_t*, uint64_t* expected, uint64_t desired) noexcept nogil
-    bint try_latch_u64 "lapse_try_latch"(uint64_t*, uint64_t* before, uint64_t bit) noexcept nogil
     void pause "lapse_pause"() noexcept nogil
     void prefetch_read "lapse_prefetch_read"(const void*) noexcept nogil
     void prefetch_write "lapse_prefetch_write"(const void*) noexcept nogil

@@ -1,13 +1,12 @@
 """Python's view of lapse._store, for tests: one store, every function."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 
 from lapse._store cimport (
     AWAY, COMING, HERE, absent_rows, add_values, away_epoch, batch_bytes, digest_rows, epoch_of, first_out_of_range, gone_word,
     incoming_word, insert_row, latch, mix_digest, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word, state_of,
     store_free, store_new, store_t, stored_bytes, transfer_of, unlatch, visible_bytes)
-from lapse._sync cimport load_i64, store_i64
+from lapse._sync cimport add_i64, load_i64, store_i64
 from lapse._types cimport Key
 
 STATES = {<int>AWAY: "away", <int>HERE: "here", <int>COMING: "coming"}
@@ -16,7 +15,8 @@ STATES = {<int>AWAY: "away", <int>HERE: "here", <int>COMING: "coming"}
 cdef class Probe:
     cdef store_t* store         # owned
     cdef int64_t stop           # atomic
-    cdef object gone            # values of removed keys
+    cdef int64_t pulls          # atomic; batches of pull_until_stopped
+    cdef int64_t moves          # atomic; keys of relocate_until_stopped
 
     def __cinit__(self, Key num_keys, Key home_begin, Key home_end, int dtype, visible, stored):
         cdef const uint32_t[::1] v
@@ -137,30 +137,28 @@ cdef class Probe:
 
     # threads: loops that hold no GIL
 
-    def push_often(self, const Key[::1] keys, unsigned char[::1] vals, int rounds):
-        """Returns how many positions found their key."""
-        cdef Py_ssize_t n = keys.shape[0], missed = 0, once
+    def push_often(self, const Key[::1] keys, unsigned char[::1] vals, int rounds, int64_t pulls, int64_t moves):
+        """At least so many rounds, and until the other threads have done so much; returns rounds and positions served."""
+        cdef Py_ssize_t n = keys.shape[0], missed = 0, done = 0
         cdef uint32_t* misses = <uint32_t*>malloc(n * sizeof(uint32_t))
-        cdef int i
         with nogil:
-            for i in range(rounds):
-                once = push_rows(self.store, &keys[0], n, &vals[0], misses)
-                missed += once if once > 0 else 0
+            while done < rounds or load_i64(&self.pulls) < pulls or load_i64(&self.moves) < moves:
+                missed += push_rows(self.store, &keys[0], n, &vals[0], misses)
+                done += 1
         free(misses)
-        return rounds * n - missed
+        return done, done * n - missed
 
-    def set_often(self, const Key[::1] keys, unsigned char[::1] vals, int rounds):
+    def set_often(self, const Key[::1] keys, unsigned char[::1] vals, int64_t pulls):
         cdef Py_ssize_t n = keys.shape[0]
         cdef uint32_t* misses = <uint32_t*>malloc(n * sizeof(uint32_t))
-        cdef int i
         with nogil:
-            for i in range(rounds):
+            while load_i64(&self.pulls) < pulls:
                 set_rows(self.store, &keys[0], n, &vals[0], misses)
         free(misses)
 
     def pull_until_stopped(self, const Key[::1] keys, size_t length):
         """Pull int64 rows until stop(); count those whose numbers are not all equal (half of a push was seen)."""
-        cdef Py_ssize_t n = keys.shape[0], i, torn = 0, rounds = 0
+        cdef Py_ssize_t n = keys.shape[0], i, torn = 0
         cdef size_t j
         cdef uint32_t* misses = <uint32_t*>malloc(n * sizeof(uint32_t))
         cdef int64_t* vals = <int64_t*>malloc(n * length * sizeof(int64_t))
@@ -169,7 +167,7 @@ cdef class Probe:
                 vals[i] = 0
             while not load_i64(&self.stop):
                 pull_rows(self.store, &keys[0], n, vals, misses)    # a missed position keeps an older whole row
-                rounds += 1
+                add_i64(&self.pulls, 1)
                 for i in range(n):
                     for j in range(1, length):
                         if vals[i * <Py_ssize_t>length + <Py_ssize_t>j] != vals[i * <Py_ssize_t>length]:
@@ -177,13 +175,12 @@ cdef class Probe:
                             break
         free(misses)
         free(vals)
-        return rounds, torn
+        return torn
 
     def relocate_until_stopped(self, const Key[::1] keys):
         """Take the keys out and bring them back, again and again, as a server thread would; all are here in the end."""
         cdef Py_ssize_t i
         cdef uint64_t word
-        cdef int64_t moves = 0
         cdef char* values = <char*>malloc(1 << 16)
         with nogil:
             while not load_i64(&self.stop):
@@ -194,9 +191,9 @@ cdef class Probe:
                     word = latch(self.store, keys[i])
                     word = insert_row(self.store, keys[i], away_epoch(word), values)
                     unlatch(self.store, keys[i], word)
-                    moves += 1
+                    add_i64(&self.moves, 1)
         free(values)
-        return moves
+        return self.moves
 
     def halt(self):
         store_i64(&self.stop, 1)

@@ -1,0 +1,198 @@
+"""The settings of one node. This module is the only reader of os.environ.
+
+Settings come from the caller of `lapse.setup`, then from the environment (docs/env.md), then from the defaults below.
+"""
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field, fields
+
+from lapse import hosts
+
+CLUSTER_VARIABLES = ("DMLC_ROLE", "DMLC_NUM_SERVER", "DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT")
+MAX_NODES = 65534
+MIB = 1 << 20
+
+_taken: dict[tuple, str] = {}  # (root host, root port) -> the token that was taken out of os.environ
+
+
+@dataclass(frozen=True)
+class Config:
+    """One frozen record, made once, handed to everything that needs a setting."""
+
+    num_keys: int
+    num_threads: int                        # worker slots of this node
+    role: str = "local"                     # local: one node, no scheduler; server: a node of a cluster; scheduler
+    num_nodes: int = 1
+    root_host: str = "127.0.0.1"            # where the scheduler listens
+    root_port: int = 0
+    node_host: str | None = None            # own address; None: the one that reaches the scheduler
+    transport: str = "auto"                 # auto, ipc, tcp
+    zmq_threads: int = 1
+    location_caches: bool = False
+    shared_memory: bool = True
+    heartbeat_interval: float = 1.0         # seconds; 0: no heartbeats
+    heartbeat_timeout: float = 3.0
+    op_timeout: float | None = 600.0        # None: never
+    join_timeout: float = 60.0
+    barrier_warning: float = 30.0
+    credit_ops: int = 1024                  # per worker
+    credit_bytes: int = 64 * MIB
+    port_range: tuple[int, int] | None = None
+    security: str | None = None             # token, none; None: token where there is one
+    token: str | None = field(default=None, repr=False)
+    stats_out: str = ""
+    trace_keys: str = ""
+    verbose: int = 0
+    attempt: int = 0                        # which restart of the job this is
+    rank_hint: int | None = None            # the rank that the launcher's output prefix shows
+    ipc_dir: str | None = None              # an existing 0700 folder; None: make one
+
+    def __post_init__(self):
+        _check_whole("num_keys", self.num_keys, 1, 2**63 - 1)
+        _check_whole("num_threads", self.num_threads, 1, 2**31 - 1)
+        _check_whole("num_nodes", self.num_nodes, 1, MAX_NODES)
+        _check_whole("root_port", self.root_port, 0, 65535)
+        _check_whole("zmq_threads", self.zmq_threads, 1, 1024)
+        _check_whole("credit_ops", self.credit_ops, 1, 2**31 - 1)
+        _check_whole("credit_bytes", self.credit_bytes, 1, 2**63 - 1)
+        _check_choice("role", self.role, ("local", "server", "scheduler"))
+        _check_choice("transport", self.transport, ("auto", "ipc", "tcp"))
+        _check_choice("security", self.security, (None, "token", "none"))
+        for name in ("heartbeat_interval", "heartbeat_timeout", "op_timeout", "join_timeout", "barrier_warning"):
+            value = getattr(self, name)
+            if name == "op_timeout" and value is None:
+                continue
+            least = "at least 0" if name == "heartbeat_interval" else "above 0"
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6 or (
+                    value == 0 and name != "heartbeat_interval"):
+                raise ValueError(f"{name} is a number of seconds {least}, not {value!r}")
+        if self.role == "local" and self.num_nodes != 1:
+            raise ValueError(f"num_nodes is {self.num_nodes} without a cluster (DMLC_ROLE is not set)")
+        if self.rank_hint is not None:
+            _check_whole("rank_hint", self.rank_hint, 0, self.num_nodes - 1)
+        if self.token is not None and not 8 <= len(self.token.encode()) <= 255:
+            raise ValueError("the token must have 8 to 255 bytes")
+        if self.security == "token" and self.role != "local" and self.token is None:
+            raise ValueError("security 'token' needs the job's token in LAPSE_TOKEN")
+        if self.port_range is not None:
+            low, high = self.port_range
+            if not 1 <= low <= high <= 65535:
+                raise ValueError(f"port_range {low}-{high} is not a range of ports")
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether members prove with the token that they belong to the job."""
+        return self.security != "none" and self.token is not None
+
+    @classmethod
+    def make(cls, num_keys: int, num_threads: int, *, environ: Mapping[str, str] | None = None, **overrides) -> Config:
+        """Read the environment once and put the caller's settings over it; a setting that is None counts as not given.
+
+        `heartbeat` is short for both heartbeat settings: an interval (the timeout is three of them), or a pair.
+        """
+        known = {f.name for f in fields(cls)} | {"heartbeat"}
+        for name in overrides:
+            if name not in known:
+                raise TypeError(f"unknown setting {name!r}")
+        settings = _from_environment(os.environ if environ is None else environ)
+        op_timeout = {"op_timeout": None} if "op_timeout" in overrides else {}  # None is a value there
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        heartbeat = overrides.pop("heartbeat", None)
+        if heartbeat is not None:
+            interval, timeout = heartbeat if isinstance(heartbeat, (tuple, list)) else (heartbeat, 3 * heartbeat or 3.0)
+            settings.update(heartbeat_interval=interval, heartbeat_timeout=timeout)
+        numbers = {"num_keys": num_keys, "num_threads": num_threads}
+        for name, value in numbers.items():
+            if hasattr(value, "__index__") and not isinstance(value, bool):  # NumPy's integers too
+                numbers[name] = operator.index(value)
+        return cls(**numbers, **{**settings, **op_timeout, **overrides})
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict:
+    settings: dict = {}
+    given = {name: environ.get(name, "").strip() for name in CLUSTER_VARIABLES}
+    missing = [name for name in CLUSTER_VARIABLES if not given[name]]
+    if missing and len(missing) < len(CLUSTER_VARIABLES):
+        here = [name for name in CLUSTER_VARIABLES if given[name]]
+        raise ValueError(f"the environment describes a cluster in part: {', '.join(here)} set, {', '.join(missing)} missing")
+    if not missing:
+        role = given["DMLC_ROLE"]
+        if role == "worker":
+            raise ValueError("DMLC_ROLE worker: Lapse's workers are threads of the servers; start servers only (-n 0)")
+        if role not in ("server", "scheduler"):
+            raise ValueError(f"DMLC_ROLE is server or scheduler, not {role!r}")
+        settings.update(role=role, num_nodes=_whole(given, "DMLC_NUM_SERVER"), root_host=given["DMLC_PS_ROOT_URI"],
+                        root_port=_whole(given, "DMLC_PS_ROOT_PORT"))
+        if settings["root_port"] == 0:
+            raise ValueError("DMLC_PS_ROOT_PORT is 0")
+        if environ.get("LAPSE_RANK"):
+            settings["rank_hint"] = _whole(environ, "LAPSE_RANK")
+    if environ.get("DMLC_NODE_HOST"):
+        settings["node_host"] = environ["DMLC_NODE_HOST"]
+    elif environ.get("DMLC_INTERFACE"):
+        settings["node_host"] = hosts.interface_address(environ["DMLC_INTERFACE"])
+    if environ.get("DMLC_LOCAL", "0") not in ("", "0"):
+        settings["transport"] = "ipc"
+    if environ.get("PS_VERBOSE"):
+        settings["verbose"] = _whole(environ, "PS_VERBOSE")
+    if environ.get("DMLC_NUM_ATTEMPT"):
+        settings["attempt"] = _whole(environ, "DMLC_NUM_ATTEMPT")
+    if environ.get("PS_HEARTBEAT_INTERVAL"):
+        interval = settings["heartbeat_interval"] = _seconds(environ, "PS_HEARTBEAT_INTERVAL")
+        settings["heartbeat_timeout"] = 3 * interval or 3.0
+    if environ.get("PS_HEARTBEAT_TIMEOUT"):
+        settings["heartbeat_timeout"] = _seconds(environ, "PS_HEARTBEAT_TIMEOUT")
+    if environ.get("LAPSE_PORT_RANGE"):
+        low, dash, high = environ["LAPSE_PORT_RANGE"].partition("-")
+        if not (dash and low.strip().isdecimal() and high.strip().isdecimal()):
+            raise ValueError(f"LAPSE_PORT_RANGE is lo-hi, not {environ['LAPSE_PORT_RANGE']!r}")
+        settings["port_range"] = int(low), int(high)
+    if environ.get("LAPSE_SECURITY"):
+        settings["security"] = environ["LAPSE_SECURITY"]
+    if environ.get("LAPSE_IPC_DIR"):
+        settings["ipc_dir"] = environ["LAPSE_IPC_DIR"]
+    token = _take_token(environ, (given["DMLC_PS_ROOT_URI"], given["DMLC_PS_ROOT_PORT"]))
+    if token:
+        settings["token"] = token
+    return settings
+
+
+def _take_token(environ: Mapping[str, str], root: tuple) -> str | None:
+    """The job's token; it leaves os.environ, so that processes which this one starts do not inherit it."""
+    token = environ.get("LAPSE_TOKEN") or None
+    if environ is not os.environ:
+        return token
+    if token and isinstance(environ, MutableMapping):
+        del environ["LAPSE_TOKEN"]
+        _taken.clear()
+        _taken[root] = token
+    return _taken.get(root)
+
+
+def _whole(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise ValueError(f"{name} is a whole number, not {environ[name]!r}") from None
+
+
+def _seconds(environ: Mapping[str, str], name: str) -> float:
+    try:
+        return float(environ[name])
+    except ValueError:
+        raise ValueError(f"{name} is a number of seconds, not {environ[name]!r}") from None
+
+
+def _check_whole(name: str, value, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, must be in [{low}, {high}]")
+
+
+def _check_choice(name: str, value, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(str(c) for c in choices if c)}, not {value!r}")

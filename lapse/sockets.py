@@ -1,0 +1,221 @@
+"""Creating and configuring ZeroMQ sockets: limits, heartbeats, endpoints, who may connect, and what the monitors tell."""
+from __future__ import annotations
+
+import contextlib
+import hmac
+import logging
+import os
+import struct
+import threading
+from pathlib import Path
+
+import zmq
+
+from lapse import hosts
+from lapse.config import Config
+from lapse.errors import LapseError
+
+log = logging.getLogger("lapse.cluster")
+
+HANDSHAKE_MS = 5000
+IPC_PATH_BYTES = 100     # sockaddr_un has 108 with the NUL, 104 on some systems
+CONTROL_USER = b"node"
+DATA_DOMAIN = b"lapse-data"
+CONTROL_DOMAIN = b"lapse-control"
+
+_HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+EVENTS = (zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+          | zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED)
+
+
+def make(context: zmq.Context, kind: int, config: Config, *, max_bytes: int) -> zmq.Socket:
+    """A socket with this library's limits; no security yet, bound and connected nowhere."""
+    sock = context.socket(kind)
+    sock.setsockopt(zmq.SNDHWM, 0)     # a send never blocks; what bounds memory are the workers' credits
+    sock.setsockopt(zmq.RCVHWM, 0)
+    sock.setsockopt(zmq.LINGER, 1000)
+    sock.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    if config.heartbeat_interval > 0:
+        timeout = max(1, round(config.heartbeat_timeout * 1000))
+        sock.setsockopt(zmq.HEARTBEAT_IVL, max(1, round(config.heartbeat_interval * 1000)))
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, timeout)
+        sock.setsockopt(zmq.HEARTBEAT_TTL, min(timeout, 6_553_500))
+    return sock
+
+
+def serve(sock: zmq.Socket, config: Config, domain: bytes) -> None:
+    """Ask the context's Gate about whoever connects (also without a token: libzmq then refuses peers older than ZMTP 3)."""
+    sock.setsockopt(zmq.ZAP_DOMAIN, domain)
+    if config.authenticated:
+        sock.setsockopt(zmq.PLAIN_SERVER, 1)
+
+
+def identify(sock: zmq.Socket, config: Config, user: bytes) -> None:
+    """Say who this is to the peers that it will connect to."""
+    if config.authenticated:
+        sock.setsockopt(zmq.PLAIN_USERNAME, user)
+        sock.setsockopt(zmq.PLAIN_PASSWORD, config.token.encode())
+
+
+def no_reconnect(sock: zmq.Socket) -> None:
+    """A lost connection stays lost: libzmq drops messages silently when it reconnects."""
+    sock.setsockopt(zmq.RECONNECT_IVL, -1)
+
+
+def endpoint(address: str, port: int | str) -> str:
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def bind_tcp(sock: zmq.Socket, address: str, config: Config, port: int = 0) -> str:
+    """Bind to one address, at `port`, or out of the port range, or where the system likes; the endpoint with its port."""
+    if not hosts.is_loopback(address) and config.security != "none":
+        raise LapseError(
+            f"refusing to listen on {address}: beyond loopback the connections would be neither encrypted nor authenticated; "
+            "LAPSE_SECURITY=none (or setup(..., security='none')) allows it in a network that you trust")
+    sock.setsockopt(zmq.IPV6, ":" in address)
+    if port:
+        ports: tuple | range = (port,)
+    elif config.port_range:
+        ports = range(config.port_range[0], config.port_range[1] + 1)
+    else:
+        ports = ("*",)
+    for candidate in ports:
+        try:
+            sock.bind(endpoint(address, candidate))
+            break
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                raise LapseError(f"cannot listen on {address}, port {candidate}: {error.strerror}") from None
+    else:
+        where = f"port {port} of" if port else f"any port of {config.port_range[0]}-{config.port_range[1]} on"
+        raise LapseError(f"cannot listen on {where} {address}: in use")
+    return sock.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+
+
+def bind_ipc(sock: zmq.Socket, folder: str, name: str) -> str:
+    path = str(Path(folder).absolute() / name)
+    if len(path.encode()) > IPC_PATH_BYTES:
+        raise LapseError(f"the path of the socket {path} is longer than {IPC_PATH_BYTES} bytes; set LAPSE_IPC_DIR to a shorter folder")
+    try:
+        sock.bind("ipc://" + path)
+    except zmq.ZMQError as error:
+        raise LapseError(f"cannot listen on {path}: {error.strerror}") from None
+    return "ipc://" + path
+
+
+class Monitor:
+    """The events of one socket. Its queue has no limit: libzmq's I/O thread would block on a full one."""
+
+    def __init__(self, sock: zmq.Socket):
+        name = f"inproc://monitor-{id(sock):x}"
+        sock.monitor(name, EVENTS)
+        self.pair = sock.context.socket(zmq.PAIR)
+        self.pair.setsockopt(zmq.RCVHWM, 0)
+        self.pair.setsockopt(zmq.LINGER, 0)
+        self.pair.connect(name)
+
+    def events(self):
+        """All (event, value) that are there; the value is the connection's descriptor, or what was wrong."""
+        while True:
+            try:
+                head, _ = self.pair.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            yield struct.unpack("=HI", head)
+
+    def close(self) -> None:
+        self.pair.close(0)
+
+
+class Gate:
+    """The door-keeper of one context (ZAP, RFC 27): members have the token; a data connection's user is its rank.
+
+    One Gate per context, created before any server socket listens; `serve` is called by the thread that polls `sock`.
+    """
+
+    def __init__(self, context: zmq.Context, config: Config):
+        self.refused = 0
+        self._token = config.token.encode() if config.authenticated else None
+        self._own_rank: int | None = None
+        self._num_nodes = config.num_nodes
+        self.sock = context.socket(zmq.REP)
+        self.sock.setsockopt(zmq.LINGER, 0)
+        self.sock.bind("inproc://zeromq.zap.01")
+
+    def admit_ranks(self, own_rank: int, num_nodes: int) -> None:
+        self._own_rank, self._num_nodes = own_rank, num_nodes
+
+    def serve(self) -> None:
+        """Answer all requests that wait."""
+        while True:
+            try:
+                request = self.sock.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            user = self._user(request)
+            if user is None:
+                self.refused += 1
+                if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+                    address = request[3].decode(errors="replace") if len(request) > 3 else "?"
+                    log.warning("refused a connection from %s: it does not belong to this job (%d so far)",
+                                address or "a local process", self.refused)
+            status = (b"400", b"refused", b"") if user is None else (b"200", b"", user)
+            self.sock.send_multipart([b"1.0", request[1] if len(request) > 1 else b"", *status, b""])
+
+    def _user(self, request: list[bytes]) -> bytes | None:
+        if len(request) < 6 or request[0] != b"1.0":
+            return None
+        domain, mechanism, credentials = request[2], request[5], request[6:]
+        if self._token is None:
+            return b"" if mechanism == b"NULL" else None
+        if mechanism != b"PLAIN" or len(credentials) != 2 or not hmac.compare_digest(credentials[1], self._token):
+            return None
+        user = credentials[0]
+        if domain == CONTROL_DOMAIN:
+            return user if user == CONTROL_USER else None
+        if domain != DATA_DOMAIN or not user.isdigit() or len(user) > 5:
+            return None
+        rank = int(user)
+        return user if rank < self._num_nodes and rank != self._own_rank and str(rank).encode() == user else None
+
+
+def refused_by(event: int) -> str | None:
+    """Why a handshake failed, as far as the monitor's event tells."""
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return "it refused this node's token (LAPSE_TOKEN)"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return "what listens there speaks another protocol or another security mode"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        return "the handshake failed"
+    return None
+
+
+class Waker:
+    """Wakes a thread that polls `fd`. `wake` may be called from any thread at any time, and never blocks."""
+
+    def __init__(self):
+        self.fd, self._write = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._write, False)
+        # Against writing to a descriptor that has been closed and given to another file. Signal handlers wake, too: reentrant.
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def wake(self) -> None:
+        with self._lock:
+            if not self._closed:
+                with contextlib.suppress(BlockingIOError):  # full: it wakes already
+                    os.write(self._write, b"x")
+
+    def clear(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self.fd, 4096)) == 4096:
+                pass
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
+                os.close(self._write)

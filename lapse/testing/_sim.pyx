@@ -1,0 +1,1102 @@
+"""One schedule: some nodes with the real protocol in one thread, every interleaving decision drawn from a seed.
+
+Design: each worker and each node's server loop is a greenlet, called an actor here. An actor gives its turn away (`turn`) before
+it takes a channel's lock, after it gave one back, before a message is allocated and after one was sent, and between the
+steps of a worker's program; whoever gives the turn away draws the next actor among those that can go on, and switches to it
+directly. Messages lie in one queue per pair of nodes. After every turn each key must have one owner or one TRANSFER.
+
+The core is called with the GIL held and never knows: its functions are nogil C calls, and only `change` needs Python. Greenlets
+share one C stack, parts of which are copied away while another one runs: what one actor writes for another to read lies
+on the heap. A key's latch is a real one, never held across a turn (checked).
+
+A schedule that has failed is `aborted`: from then on no hook gives a turn away or keeps a lock, so that each suspended actor
+runs to its end when it is resumed once more, and nothing has to be thrown into a C frame.
+"""
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from lapse._directory cimport directory_epoch, home_of, owner_of
+from lapse._operations cimport op_finished, worker_t
+from lapse._protocol cimport (FAULT_DROP_QUEUE, FAULT_LATE_DIRECTORY, FAULT_NO_CACHE_RULE, FAULT_NO_NEXT, FAULT_NO_QUEUE,
+                              FAULT_SPLIT_ROUTE, FINE, Protocol, Sink, out_t)
+from lapse._store cimport COMING, HERE, LATCH, absent_rows, epoch_of, pull_rows, push_rows, set_rows, slot_word, state_of, store_t
+from lapse._sync cimport add_u32, fence, load_i64, load_u32, peek_u64, store_u32
+from lapse._types cimport DONE, ERR_MEMORY, INT64, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Epoch, Key, Rank, Timestamp
+from lapse._wire cimport HEADER_BYTES, MAGIC, TRANSFER, VERSION, header_t
+
+import numpy as np
+from greenlet import getcurrent, greenlet
+
+cdef enum:
+    MAX_ACTORS = 64
+    MAX_SIM_NODES = 8
+    MAX_CHANNELS = 64           # MAX_SIM_NODES squared
+    MAX_KEYS = 64
+    MAX_POSITIONS = 6           # of one call
+    SHOWN = 4                   # keys of an event
+    JOB = 0x5eed
+    MAIN = -1                   # the greenlet that runs the schedule
+    AFTERLIFE = 100000          # turns asked for after the end of a schedule, until an actor counts as stuck
+
+cdef enum State:
+    READY
+    WANTS                       # the lock of channel `wanted`
+    IDLE                        # a server without a message
+    PARKED                      # a worker that sleeps until Sink.wake
+    ENDED
+
+# What can be wrong. The texts are in simulation.py.
+cdef enum Problem:
+    NONE
+    OWNERS                      # a key with no owner or several
+    HANGS                       # nobody can go on, but something is unfinished
+    LIVELOCK                    # too many turns
+    REFUSED                     # handle() found a violation
+    SEQUENCE                    # a message out of order, lost or doubled
+    LATCHED                     # a turn wanted under a key's latch where that is a mistake
+    LOCK_TWICE                  # an actor waits for a lock it has
+    NOT_LOCKED                  # a message or an unlock without the lock
+    BAD_MESSAGE                 # a message whose header cannot be right
+    ISSUE                       # issue() said no
+    PLACED                      # a value that is not the sum of its parts: misplaced or torn
+    IN_TRANSFER                 # a key still in transfer at rest
+    DIRECTORY                   # home names another owner at rest
+    EPOCH                       # home and owner differ in the epoch at rest
+    SUM                         # a final value that is not the sum of the pushes
+    OPEN                        # an operation, its credit or its pins left at rest
+    HISTORY                     # found later, by the checker
+
+cdef enum What:
+    BEGINS
+    FINISHES
+    SENDS
+    TAKES
+    LOSES
+    DOUBLES
+
+# Faults of the network, next to those of the protocol.
+cdef enum:
+    FAULT_LOSS = 65536
+    FAULT_DUPLICATE = 131072
+    FAULT_REORDER = 262144
+    FAULT_NO_SEQUENCE = 524288  # sequence numbers are not compared: what the other checks find alone
+
+
+cdef struct message_t:
+    message_t* next
+    char* data                  # owned
+    size_t size
+
+
+cdef struct channel_t:
+    message_t* first            # owned
+    message_t* last
+    uint64_t sent
+    uint64_t received
+    int holder                  # the actor that has the lock, or -1
+    int weight
+
+
+cdef struct actor_t:
+    State state
+    int wanted
+    int weight
+    Rank node
+    int worker                  # -1: the server
+
+
+cdef struct event_t:
+    int64_t step
+    int64_t order               # of a call in its worker's program; sequence number of a message
+    int64_t ts
+    int16_t actor
+    int16_t src
+    int16_t dst
+    int16_t origin
+    int16_t worker
+    uint8_t what
+    uint8_t kind                # OpKind or MessageType
+    uint8_t hops
+    uint8_t waits
+    int32_t n
+    int32_t keys[SHOWN]
+    int32_t aux[SHOWN]
+
+
+cdef struct call_t:             # one operation of a worker's program
+    int kind
+    int n
+    bint open
+    int64_t order
+    int64_t begin
+    Timestamp ts
+    Key keys[MAX_POSITIONS]
+    size_t offsets[MAX_POSITIONS]   # in numbers
+    int64_t* vals               # owned, while open
+    size_t numbers
+
+
+cdef struct world_t:
+    void* schedule              # borrowed
+    int nodes
+    int workers
+    int actors
+    int num_keys
+    uint64_t rng
+    int current
+    bint aborted
+    bint stopping
+    int64_t steps
+    int64_t max_steps
+    int64_t switches
+    int64_t messages
+    int64_t afterlife
+    int faults
+    int fault_rate              # of messages, one in this many
+    actor_t actor[MAX_ACTORS]
+    channel_t channel[MAX_CHANNELS]
+    store_t* stores[MAX_SIM_NODES]      # borrowed from the nodes
+    int64_t flying[MAX_KEYS]    # TRANSFERs in channels
+    int64_t handled[MAX_KEYS]   # TRANSFERs that a node is busy with
+    # what went wrong
+    Problem problem
+    int problem_actor
+    int64_t problem_key
+    int64_t problem_a
+    int64_t problem_b
+    # the trace
+    event_t* events             # owned
+    Py_ssize_t events_used
+    Py_ssize_t events_room
+    uint64_t hash
+
+
+# --- random numbers: the same on every platform ----------------------------------------------------------------------------
+
+cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
+    """The finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    x = (x ^ (x >> 30)) * <uint64_t>0xbf58476d1ce4e5b9
+    x = (x ^ (x >> 27)) * <uint64_t>0x94d049bb133111eb
+    return x ^ (x >> 31)
+
+
+cdef inline uint64_t draw(uint64_t* rng) noexcept nogil:
+    rng[0] += <uint64_t>0x9e3779b97f4a7c15
+    return mixed(rng[0])
+
+
+cdef inline int below(uint64_t* rng, int n) noexcept nogil:
+    return <int>(((draw(rng) >> 32) * <uint64_t>n) >> 32)
+
+
+# --- the trace ------------------------------------------------------------------------------------------------------------
+
+cdef inline void mix_in(world_t* s, int64_t x) noexcept nogil:
+    s.hash = mixed(s.hash ^ <uint64_t>x) + <uint64_t>0x9e3779b97f4a7c15
+
+
+cdef event_t* new_event(world_t* s, What what, int kind, const Key* keys, Py_ssize_t n) noexcept nogil:
+    """An event with step, actor, kind and keys; NULL when out of memory (the hash knows it all the same)."""
+    cdef event_t* more
+    cdef event_t* e
+    cdef Py_ssize_t i
+    mix_in(s, s.steps << 16 | what << 8 | kind)
+    mix_in(s, s.current)
+    for i in range(n):
+        mix_in(s, keys[i])
+    if s.events_used == s.events_room:
+        more = <event_t*>realloc(s.events, (s.events_room * 2 + 512) * sizeof(event_t))
+        if more == NULL:
+            return NULL
+        s.events = more
+        s.events_room = s.events_room * 2 + 512
+    e = s.events + s.events_used
+    s.events_used += 1
+    memset(e, 0, sizeof(event_t))
+    e.step = s.steps
+    e.actor = <int16_t>s.current
+    e.what = what
+    e.kind = <uint8_t>kind
+    e.n = <int32_t>n
+    for i in range(min(n, <Py_ssize_t>SHOWN)):
+        e.keys[i] = <int32_t>keys[i]
+    return e
+
+
+cdef void note_call(world_t* s, What what, call_t* c, bint waits) noexcept nogil:
+    cdef event_t* e = new_event(s, what, c.kind, c.keys, c.n)
+    if e != NULL:
+        e.order = c.order
+        e.ts = c.ts
+        e.waits = waits
+
+
+cdef void note_message(world_t* s, What what, int channel, message_t* m) noexcept nogil:
+    cdef header_t* h = <header_t*>m.data
+    cdef uint32_t* aux = <uint32_t*>(m.data + HEADER_BYTES + 8 * <size_t>h.count)
+    cdef event_t* e = new_event(s, what, h.type, <Key*>(m.data + HEADER_BYTES), h.count)
+    cdef Py_ssize_t i
+    mix_in(s, channel)
+    mix_in(s, <int64_t>h.ts)
+    mix_in(s, h.origin << 16 | h.worker)
+    if e == NULL:
+        return
+    e.order = <int64_t>h.seq
+    e.ts = <Timestamp>h.ts
+    e.src = <int16_t>(channel // s.nodes)
+    e.dst = <int16_t>(channel % s.nodes)
+    e.origin = <int16_t>h.origin
+    e.worker = <int16_t>h.worker
+    e.hops = h.hops
+    for i in range(min(<Py_ssize_t>h.count, <Py_ssize_t>SHOWN)):
+        e.aux[i] = <int32_t>aux[i]
+
+
+cdef void fail(world_t* s, Problem problem, int64_t key=-1, int64_t a=0, int64_t b=0) noexcept nogil:
+    """End the schedule. The first problem counts."""
+    if s.aborted:
+        return
+    s.aborted = True
+    s.problem = problem
+    s.problem_actor = s.current
+    s.problem_key = key
+    s.problem_a = a
+    s.problem_b = b
+
+
+# --- turns ----------------------------------------------------------------------------------------------------------------
+
+cdef inline bint can_run(const world_t* s, int a) noexcept nogil:
+    cdef const actor_t* actor = &s.actor[a]
+    cdef int src
+    if actor.state == READY:
+        return True
+    if actor.state == WANTS:
+        return s.channel[actor.wanted].holder < 0
+    if actor.state == IDLE:
+        for src in range(s.nodes):
+            if s.channel[src * s.nodes + actor.node].first != NULL:
+                return True
+    return False
+
+
+cdef int draw_actor(world_t* s) noexcept nogil:
+    """Who goes on: by weight among those that can; MAIN when nobody can."""
+    cdef uint64_t able = 0
+    cdef int total = 0, a
+    for a in range(s.actors):
+        if can_run(s, a):
+            able |= <uint64_t>1 << a
+            total += s.actor[a].weight
+    if total == 0:
+        return MAIN
+    cdef int mark = below(&s.rng, total)
+    for a in range(s.actors):
+        if able >> a & 1:
+            mark -= s.actor[a].weight
+            if mark < 0:
+                return a
+    return MAIN
+
+
+cdef inline bint any_latch(const world_t* s, Rank node) noexcept nogil:
+    cdef int key
+    for key in range(s.num_keys):
+        if peek_u64(s.stores[node].slots + key) & LATCH:
+            return True
+    return False
+
+
+cdef void check_owners(world_t* s) noexcept nogil:
+    """One owner or one TRANSFER per key. While a node handles a TRANSFER, the key is on neither side for a moment."""
+    cdef int key, node
+    cdef int64_t found
+    for key in range(s.num_keys):
+        found = s.flying[key]
+        for node in range(s.nodes):
+            if state_of(s.stores[node], key, slot_word(s.stores[node], key)) == HERE:
+                found += 1
+        if found > 1 or (found == 0 and s.handled[key] == 0):
+            fail(s, OWNERS, key, found)
+            return
+
+
+cdef void change(world_t* s, int next) noexcept with gil:
+    cdef Schedule schedule = <Schedule>s.schedule
+    s.switches += 1
+    s.current = next
+    schedule.switch_to[next if next != MAIN else s.actors]()
+
+
+cdef void turn(world_t* s) noexcept nogil:
+    """Let somebody else go on; the actor has said in its state what it waits for. Comes back when it is its turn again."""
+    cdef int me = s.current
+    cdef int next
+    if s.aborted:
+        s.actor[me].state = READY
+        s.afterlife += 1
+        if s.afterlife > AFTERLIFE:         # a loop in the core that only another actor could end: left where it is
+            s.afterlife = 0
+            change(s, MAIN)
+        return
+    s.steps += 1
+    check_owners(s)
+    if s.steps > s.max_steps:
+        fail(s, LIVELOCK, -1, s.steps)
+    if not s.aborted:
+        next = draw_actor(s)
+        if next != me:
+            change(s, next)
+    s.actor[me].state = READY
+
+
+# --- the sink: what the protocol sees of all this --------------------------------------------------------------------------
+
+cdef class SimSink(Sink):
+    cdef:
+        world_t* world          # borrowed from the Schedule, which outlives the nodes
+        Rank me
+
+    cdef void lock(self, Rank dest) noexcept nogil:
+        cdef world_t* s = self.world
+        cdef int channel = self.me * s.nodes + dest
+        if not s.aborted:
+            if any_latch(s, self.me):
+                fail(s, LATCHED, -1, dest)
+            elif s.channel[channel].holder == s.current:
+                fail(s, LOCK_TWICE, -1, dest)
+            else:
+                s.actor[s.current].state = WANTS
+                s.actor[s.current].wanted = channel
+        turn(s)
+        s.channel[channel].holder = s.current
+
+    cdef void unlock(self, Rank dest) noexcept nogil:
+        cdef world_t* s = self.world
+        cdef int channel = self.me * s.nodes + dest
+        if s.channel[channel].holder != s.current:
+            fail(s, NOT_LOCKED, -1, dest)
+        s.channel[channel].holder = -1
+        if not any_latch(s, self.me):
+            turn(s)
+
+    cdef int alloc(self, out_t* out, size_t size) noexcept nogil:
+        if not any_latch(self.world, self.me):
+            turn(self.world)
+        out.data = <char*>malloc(size)
+        out.size = size
+        return 0 if out.data != NULL else ERR_MEMORY
+
+    cdef int send(self, Rank dest, out_t* out) noexcept nogil:
+        cdef world_t* s = self.world
+        cdef int channel = self.me * s.nodes + dest
+        cdef header_t* h = <header_t*>out.data
+        cdef message_t* m
+        if s.channel[channel].holder != s.current:
+            fail(s, NOT_LOCKED, -1, dest)
+        if out.size < HEADER_BYTES or HEADER_BYTES + 12 * <size_t>h.count > out.size:
+            fail(s, BAD_MESSAGE, -1, h.type, h.count)
+        m = NULL if s.aborted else <message_t*>malloc(sizeof(message_t))
+        if m == NULL:
+            free(out.data)
+            out.data = NULL
+            return 0 if s.aborted else ERR_MEMORY
+        s.channel[channel].sent += 1
+        h.magic = MAGIC
+        h.version = VERSION
+        h.job = JOB
+        h.seq = s.channel[channel].sent
+        h.src = <uint32_t>self.me
+        m.data = out.data
+        m.size = out.size
+        out.data = NULL
+        post(s, channel, m)
+        if not any_latch(s, self.me):
+            turn(s)
+        return 0
+
+    cdef void wake(self, worker_t* w) noexcept nogil:
+        cdef world_t* s = self.world
+        cdef int a = s.nodes + self.me * s.workers + <int>w.index
+        add_u32(&w.event, 1)
+        if load_u32(&w.sleeping) and s.actor[a].state == PARKED:
+            s.actor[a].state = READY
+
+    cdef int64_t now(self) noexcept nogil:
+        return self.world.steps
+
+
+# --- channels -------------------------------------------------------------------------------------------------------------
+
+cdef void count_transfer(int64_t* counts, message_t* m, int by) noexcept nogil:
+    cdef header_t* h = <header_t*>m.data
+    cdef Key* keys = <Key*>(m.data + HEADER_BYTES)
+    cdef uint32_t i
+    if h.type == TRANSFER:
+        for i in range(h.count):
+            if 0 <= keys[i] < MAX_KEYS:
+                counts[keys[i]] += by
+
+
+cdef void append(channel_t* c, message_t* m) noexcept nogil:
+    m.next = NULL
+    if c.first == NULL:
+        c.first = m
+    else:
+        c.last.next = m
+    c.last = m
+
+
+cdef void drop(message_t* m) noexcept nogil:
+    memset(m.data, 0xab, m.size)        # whoever kept a pointer into a message is to notice
+    free(m.data)
+    free(m)
+
+
+cdef bint strikes(world_t* s, int fault) noexcept nogil:
+    """This message meets the network's fault: one does per schedule."""
+    if s.faults & fault and below(&s.rng, s.fault_rate) == 0:
+        s.faults &= ~fault
+        return True
+    return False
+
+
+cdef void post(world_t* s, int channel, message_t* m) noexcept nogil:
+    """Put a message into its channel."""
+    cdef message_t* twin
+    s.messages += 1
+    note_message(s, SENDS, channel, m)
+    if strikes(s, FAULT_LOSS):
+        note_message(s, LOSES, channel, m)
+        drop(m)
+        return
+    count_transfer(s.flying, m, 1)
+    append(&s.channel[channel], m)
+    if strikes(s, FAULT_DUPLICATE):
+        twin = <message_t*>malloc(sizeof(message_t))
+        if twin == NULL:
+            return
+        twin.size = m.size
+        twin.data = <char*>malloc(m.size)
+        if twin.data == NULL:
+            free(twin)
+            return
+        memcpy(twin.data, m.data, m.size)
+        note_message(s, DOUBLES, channel, m)
+        append(&s.channel[channel], twin)
+
+
+cdef message_t* take(world_t* s, Rank node, int* channel) noexcept nogil:
+    """The next message for a node: of a channel drawn by weight, the oldest. NULL: there is none."""
+    cdef int total = 0, src, mark
+    cdef channel_t* c = NULL
+    cdef message_t* m
+    for src in range(s.nodes):
+        c = &s.channel[src * s.nodes + node]
+        if c.first != NULL:
+            total += c.weight
+    if total == 0:
+        return NULL
+    mark = below(&s.rng, total)
+    src = 0
+    while True:
+        c = &s.channel[src * s.nodes + node]
+        if c.first != NULL:
+            mark -= c.weight
+            if mark < 0:
+                break
+        src += 1
+    channel[0] = src * s.nodes + node
+    m = c.first
+    if m.next != NULL and s.faults & FAULT_REORDER and below(&s.rng, 4) == 0:
+        m = m.next                      # the second one overtakes the first
+        c.first.next = m.next
+        if c.last == m:
+            c.last = c.first
+    else:
+        c.first = m.next
+    return m
+
+
+# --- one schedule ---------------------------------------------------------------------------------------------------------
+
+cdef class Schedule:
+    """Build N nodes, run every worker's program to its end in an order drawn from the seed, and keep what was seen.
+
+    `run` returns the problem's number (0: none); the trace, the history and the figures can be read afterwards.
+    """
+    cdef:
+        world_t world
+        list nodes              # Protocol
+        list greens
+        list switch_to          # their switch methods, then the main greenlet's
+        State states[MAX_ACTORS]            # when nobody could go on
+        int holders[MAX_CHANNELS]
+        worker_t* workers[MAX_ACTORS]       # by actor; borrowed from the nodes
+        uint64_t worker_rng[MAX_ACTORS]
+        call_t* calls           # owned; ops of them per worker
+        int ops
+        int keys                # num_keys - registers
+        int components          # nodes * workers
+        int waits               # percent of the operations that are waited for at once
+        int localizes           # percent of the operations that are localizes
+        int drains              # percent of the operations after which a worker waits for all it has begun
+        bint shared_memory
+        int lengths[MAX_KEYS]   # visible, in numbers
+        bint is_register[MAX_KEYS]
+        int64_t issued[MAX_KEYS][MAX_ACTORS]
+        # the history; see history.py
+        int64_t[:, ::1] reads
+        int64_t[:, ::1] seen
+        int64_t[:, ::1] writes
+        int64_t[:, ::1] accesses
+        Py_ssize_t reads_used, writes_used, accesses_used
+        readonly int64_t operations
+        readonly int64_t relocations
+        readonly int stuck
+
+    def __cinit__(self):
+        memset(&self.world, 0, sizeof(world_t))
+        self.calls = NULL
+
+    def __dealloc__(self):
+        cdef int i
+        if self.calls != NULL:
+            for i in range(self.world.nodes * self.world.workers * self.ops):
+                free(self.calls[i].vals)
+            free(self.calls)
+        for i in range(MAX_CHANNELS):
+            while self.world.channel[i].first != NULL:
+                self.drop_first(&self.world.channel[i])
+        free(self.world.events)
+
+    cdef void drop_first(self, channel_t* c) noexcept:
+        cdef message_t* m = c.first
+        c.first = m.next
+        drop(m)
+
+    # --- setting up ---------------------------------------------------------------------------------------------------------
+
+    def __init__(self, uint64_t seed, *, int nodes, int workers, int keys, int registers, int ops, int waits, bint caches,
+                 bint shared_memory, bint mixed_lengths, int faults, int network, int64_t max_steps):
+        cdef world_t* s = &self.world
+        cdef int a, k
+        s.schedule = <void*>self
+        s.nodes = nodes
+        s.workers = workers
+        s.actors = nodes * (workers + 1)
+        s.num_keys = keys + registers
+        s.rng = mixed(seed + 1)
+        s.current = MAIN
+        s.max_steps = max_steps
+        s.faults = network
+        s.fault_rate = 1 + below(&s.rng, 40)
+        self.keys = keys
+        self.ops = ops
+        self.waits = waits
+        self.shared_memory = shared_memory
+        self.components = nodes * workers
+        self.localizes = 10 + below(&s.rng, 40)
+        self.drains = below(&s.rng, 15)
+        for a in range(registers):          # anywhere among the keys: which key is whose home matters
+            k = below(&s.rng, s.num_keys)
+            while self.is_register[k]:
+                k = (k + 1) % s.num_keys
+            self.is_register[k] = True
+        for k in range(s.num_keys):
+            self.lengths[k] = self.components + 1 + (k % 3 if mixed_lengths else 0)
+        self.draw_weights()
+        self.calls = <call_t*>calloc(self.components * ops, sizeof(call_t))
+        if self.calls == NULL:
+            raise MemoryError()
+        self.build_nodes(caches, mixed_lengths, faults)
+        k = self.components * ops * MAX_POSITIONS
+        self.reads = np.empty((k, 5), np.int64)
+        self.seen = np.empty((k, self.components), np.int64)
+        self.writes = np.empty((k, 5), np.int64)
+        self.accesses = np.empty((k + s.num_keys, 8), np.int64)
+
+    cdef void draw_weights(self) noexcept:
+        """Who is fast and who is slow: equal, or far apart, so that some messages lie for long while much else happens."""
+        cdef world_t* s = &self.world
+        cdef int style = below(&s.rng, 4), a
+        cdef int servers = 1 + below(&s.rng, 4)
+        for a in range(s.actors):
+            s.actor[a].node = a if a < s.nodes else (a - s.nodes) // s.workers
+            s.actor[a].worker = -1 if a < s.nodes else (a - s.nodes) % s.workers
+            s.actor[a].state = IDLE if a < s.nodes else READY
+            s.actor[a].weight = servers if a < s.nodes else 1
+            if style > 0:
+                s.actor[a].weight <<= 2 * below(&s.rng, style + 1)
+            self.worker_rng[a] = draw(&s.rng)
+        for a in range(s.nodes * s.nodes):
+            s.channel[a].holder = -1
+            s.channel[a].weight = 1 if style == 0 else 1 << 2 * below(&s.rng, style + 1)
+
+    cdef int build_nodes(self, bint caches, bint mixed_lengths, int faults) except -1:
+        cdef world_t* s = &self.world
+        cdef Protocol node
+        cdef SimSink sink
+        cdef int i, j
+        cdef int credit = 2 << below(&s.rng, 4)     # few: places in the ring of operations are used again
+        visible = stored = self.components + 1
+        if mixed_lengths:
+            visible = np.array([self.lengths[i] for i in range(s.num_keys)], np.uint32)
+            stored = visible + np.arange(s.num_keys, dtype=np.uint32) % 2
+        self.nodes = []
+        for i in range(s.nodes):
+            sink = SimSink.__new__(SimSink)
+            sink.world = s
+            sink.me = i
+            node = Protocol(s.num_keys, i, s.nodes, dtype="int64", visible=visible, stored=stored, max_workers=s.workers,
+                            location_caches=caches, shared_memory=self.shared_memory, credit_ops=credit)
+            node.connect(sink)
+            node.faults = faults
+            self.nodes.append(node)
+            s.stores[i] = node.store
+            for j in range(s.workers):
+                self.workers[s.nodes + i * s.workers + j] = node.add_worker(j, credit)
+                if self.workers[s.nodes + i * s.workers + j] == NULL:
+                    raise MemoryError()
+        return 0
+
+    # --- running -------------------------------------------------------------------------------------------------------------
+
+    def run(self):
+        """Run to the end; the number of the problem that was found, 0 for none."""
+        cdef world_t* s = &self.world
+        cdef int a
+        self.greens = [greenlet(self.serve if i < s.nodes else self.work) for i in range(s.actors)]
+        self.switch_to = [green.switch for green in self.greens]
+        self.switch_to.append(getcurrent().switch)
+        try:
+            a = draw_actor(s)
+            while a != MAIN and not s.aborted:      # comes back here when an actor has ended or nobody can go on
+                s.current = a
+                self.switch_to[a]()
+                s.current = MAIN
+                a = MAIN if s.aborted else draw_actor(s)
+            for a in range(s.actors):
+                self.states[a] = s.actor[a].state
+                self.holders[s.actor[a].wanted] = s.channel[s.actor[a].wanted].holder
+                if s.actor[a].state != ENDED and (s.actor[a].worker >= 0 or s.actor[a].state != IDLE):
+                    s.current = a
+                    fail(s, HANGS, self.waited_key(a))
+            s.current = MAIN
+            if not s.aborted:
+                self.audit()
+        finally:
+            self.end_actors()
+        return <int>s.problem
+
+    cdef int end_actors(self) except -1:
+        """Let every greenlet run to its end."""
+        cdef world_t* s = &self.world
+        cdef int a
+        s.stopping = True
+        for a in range(s.actors):
+            if s.actor[a].state != ENDED:
+                s.aborted = s.aborted or s.actor[a].state != IDLE
+                s.current = a
+                self.switch_to[a]()
+                s.current = MAIN
+                if not self.greens[a].dead:         # for ever in a loop of the core: leave it, its C frame cannot be unwound
+                    self.stuck += 1
+                    Py_INCREF(self.greens[a])
+                    Py_INCREF(self)
+        self.greens = None
+        self.switch_to = None
+        return 0
+
+    cdef int64_t waited_key(self, int a) noexcept:
+        """A key that a worker waits for, or -1."""
+        cdef world_t* s = &self.world
+        cdef int i
+        cdef call_t* c
+        if s.actor[a].worker >= 0:
+            for i in range(self.ops):
+                c = self.calls + (a - s.nodes) * self.ops + i
+                if c.open:
+                    return c.keys[0]
+        return -1
+
+    # --- a node's server ---------------------------------------------------------------------------------------------------
+
+    def serve(self):
+        cdef world_t* s = &self.world
+        cdef int a = s.current, channel = 0, code
+        cdef Rank me = s.actor[a].node
+        cdef Protocol node = self.nodes[me]
+        cdef message_t* m
+        cdef header_t* h
+        while not s.aborted and not s.stopping:
+            m = take(s, me, &channel)
+            if m == NULL:
+                s.actor[a].state = IDLE
+                turn(s)
+                continue
+            s.actor[a].state = READY            # (the very first time it comes here without a turn)
+            h = <header_t*>m.data
+            note_message(s, TAKES, channel, m)
+            count_transfer(s.flying, m, -1)
+            s.channel[channel].received += 1
+            if h.seq != s.channel[channel].received and not s.faults & FAULT_NO_SEQUENCE:
+                fail(s, SEQUENCE, (<Key*>(m.data + HEADER_BYTES))[0], <int64_t>h.seq, <int64_t>s.channel[channel].received)
+            else:
+                count_transfer(s.handled, m, 1)
+                self.relocations += h.count if h.type == TRANSFER else 0
+                code = node.handle(m.data, m.size, channel // s.nodes)
+                count_transfer(s.handled, m, -1)
+                if code != FINE:
+                    fail(s, REFUSED, node.bad_key, code, node.bad_epoch)
+            drop(m)
+            turn(s)
+        s.actor[a].state = ENDED
+
+    # --- a worker's program --------------------------------------------------------------------------------------------------
+
+    def work(self):
+        cdef world_t* s = &self.world
+        cdef int a = s.current, i, j
+        cdef uint64_t* rng = &self.worker_rng[a]
+        cdef call_t* calls = self.calls + (a - s.nodes) * self.ops
+        for i in range(self.ops):
+            if s.aborted:
+                break
+            self.draw_call(a, calls + i, i)
+            self.begin(a, calls + i)
+            if below(rng, 100) < self.waits:
+                self.finish(a, calls + i)
+            elif below(rng, 100) < self.drains:
+                j = below(rng, 2)
+                if j:                               # all, or one that is not the last
+                    for j in range(i + 1):
+                        self.finish(a, calls + j)
+                else:
+                    self.finish(a, calls + below(rng, i + 1))
+        for i in range(self.ops):
+            self.finish(a, calls + i)
+        s.actor[a].state = ENDED
+
+    cdef void draw_call(self, int a, call_t* c, int order) noexcept:
+        """What the worker does next."""
+        cdef world_t* s = &self.world
+        cdef uint64_t* rng = &self.worker_rng[a]
+        cdef int i = below(rng, 100), k
+        if i < self.localizes:
+            c.kind = OP_LOCALIZE
+        else:
+            c.kind = OP_PULL if below(rng, 2) else OP_PUSH
+        if c.kind == OP_PUSH and s.num_keys > self.keys and below(rng, s.num_keys) >= self.keys:
+            c.kind = OP_SET
+        i = below(rng, 8)
+        c.n = 1 if i < 4 else 2 if i < 6 else 2 + below(rng, MAX_POSITIONS - 1)
+        c.order = order
+        for i in range(c.n):
+            k = below(rng, s.num_keys)
+            if c.kind == OP_PUSH or c.kind == OP_SET:
+                while self.is_register[k] != (c.kind == OP_SET):
+                    k = (k + 1) % s.num_keys
+            c.keys[i] = k
+            c.offsets[i] = c.numbers
+            c.numbers += self.lengths[k]
+
+    cdef int fill(self, int a, call_t* c) except -1:
+        """The values: ours + 1, and behind the components their sum; registers get a number that nobody else writes."""
+        cdef int i, me = a - self.world.nodes
+        cdef int j
+        cdef int64_t* row
+        c.vals = <int64_t*>malloc((c.numbers + 1) * sizeof(int64_t))
+        if c.vals == NULL:
+            raise MemoryError()
+        for i in range(c.n):
+            row = c.vals + c.offsets[i]
+            for j in range(self.lengths[c.keys[i]]):
+                if c.kind == OP_PULL:
+                    row[j] = -1
+                elif c.kind == OP_SET:
+                    row[j] = (c.order * MAX_POSITIONS + i) * self.components + me + 1
+                else:
+                    row[j] = j == me or j >= self.components
+        return 0
+
+    cdef int begin(self, int a, call_t* c) except -1:
+        """Issue an operation the way a production worker does: what is here at once, the rest through the protocol."""
+        cdef world_t* s = &self.world
+        cdef worker_t* w = self.workers[a]
+        cdef Protocol node = self.nodes[s.actor[a].node]
+        cdef uint32_t todo[MAX_POSITIONS]
+        cdef Py_ssize_t m
+        cdef int code
+        cdef size_t bytes = c.numbers * sizeof(int64_t)
+        self.fill(a, c)
+        turn(s)
+        if s.aborted:
+            return 0
+        self.operations += 1
+        c.begin = s.steps
+        c.open = True
+        c.ts = DONE
+        note_call(s, BEGINS, c, False)
+        self.note_writes(a, c)
+        m = self.do_local(a, w, c, todo)
+        if m > 0 and w.next_ts > w.mask:
+            self.sleep(a, w, w.next_ts - w.mask - 1)        # credit: the place in the ring must be free
+        if m > 0 and not s.aborted:
+            turn(s)
+            code = node.issue(w, c.kind, c.keys, c.n, c.vals, todo, m, bytes, &c.ts)
+            if code != 0:
+                fail(s, ISSUE, c.keys[0], code)
+        if c.kind != OP_PULL:               # push and set copy before they return
+            memset(c.vals, 0x7b, bytes)
+        return 0
+
+    cdef Py_ssize_t do_local(self, int a, worker_t* w, call_t* c, uint32_t* todo) noexcept:
+        """The local fast path; what is left of it in todo. Half of the time other actors get a turn between two keys."""
+        cdef world_t* s = &self.world
+        cdef store_t* store = s.stores[s.actor[a].node]
+        cdef Py_ssize_t m = 0, i
+        cdef uint32_t miss
+        if not self.shared_memory or load_i64(&w.pins.cached) > 0:
+            for i in range(c.n):
+                todo[i] = <uint32_t>i
+            return c.n
+        if below(&self.worker_rng[a], 2):
+            return rows(store, c.kind, c.keys, c.n, c.vals, todo)
+        for i in range(c.n):
+            if c.kind == OP_SET and m > 0:          # none may overtake one that has still to be sent
+                miss = 1
+            else:
+                miss = 0
+                miss = <uint32_t>rows(store, c.kind, c.keys + i, 1, c.vals + c.offsets[i], &miss)
+            if miss:
+                todo[m] = <uint32_t>i
+                m += 1
+            turn(s)
+        return m
+
+    cdef int finish(self, int a, call_t* c) except -1:
+        """Wait for an operation, and write down what it saw."""
+        cdef world_t* s = &self.world
+        cdef worker_t* w = self.workers[a]
+        if not c.open:
+            return 0
+        if c.ts >= 0:
+            self.sleep(a, w, c.ts)
+        if s.aborted:
+            return 0
+        c.open = False
+        note_call(s, FINISHES, c, False)
+        self.note_end(a, c)
+        if c.kind == OP_PULL:
+            self.note_reads(a, c)
+        free(c.vals)
+        c.vals = NULL
+        return 0
+
+    cdef void sleep(self, int a, worker_t* w, Timestamp ts) noexcept:
+        """Wait as a production worker does: only a wake that comes after `sleeping` was set is sure to come."""
+        cdef world_t* s = &self.world
+        cdef uint32_t seen
+        while not op_finished(w, ts) and not s.aborted:
+            seen = load_u32(&w.event)
+            store_u32(&w.sleeping, 1)
+            fence()
+            turn(s)
+            if op_finished(w, ts):
+                break
+            if load_u32(&w.event) == seen:
+                s.actor[a].state = PARKED
+                turn(s)
+        store_u32(&w.sleeping, 0)
+
+    # --- the history ------------------------------------------------------------------------------------------------------
+
+    cdef void note_writes(self, int a, call_t* c) noexcept:
+        """Rows for a push or a set that begins; their ends are filled in by note_end."""
+        cdef int i, me = a - self.world.nodes
+        cdef int64_t* row
+        for i in range(c.n):
+            if c.kind == OP_PUSH:
+                self.issued[c.keys[i]][me] += 1
+                row = &self.writes[self.writes_used, 0]
+                self.writes_used += 1
+                row[0] = me
+                row[1] = c.order
+                row[2] = c.keys[i]
+                row[3] = c.begin
+                row[4] = -1
+            elif c.kind == OP_SET:
+                self.note_access(me, c, i, True, c.vals[c.offsets[i]], -1)
+
+    cdef void note_end(self, int a, call_t* c) noexcept:
+        cdef Py_ssize_t i
+        cdef int me = a - self.world.nodes
+        if c.kind == OP_PUSH:
+            for i in range(self.writes_used):
+                if self.writes[i, 0] == me and self.writes[i, 1] == c.order:
+                    self.writes[i, 4] = self.world.steps
+        elif c.kind == OP_SET:
+            for i in range(self.accesses_used):
+                if self.accesses[i, 0] == me and self.accesses[i, 1] == c.order:
+                    self.accesses[i, 7] = self.world.steps
+
+    cdef void note_access(self, int me, call_t* c, int i, bint is_set, int64_t value, int64_t end) noexcept:
+        cdef int64_t* row = &self.accesses[self.accesses_used, 0]
+        self.accesses_used += 1
+        row[0] = me
+        row[1] = c.order
+        row[2] = i
+        row[3] = c.keys[i]
+        row[4] = is_set
+        row[5] = value
+        row[6] = c.begin
+        row[7] = end
+
+    cdef void note_reads(self, int a, call_t* c) noexcept:
+        cdef int i, me = a - self.world.nodes
+        cdef int64_t* row
+        cdef int64_t* value
+        for i in range(c.n):
+            value = c.vals + c.offsets[i]
+            if not self.is_whole(c.keys[i], value):
+                fail(&self.world, PLACED, c.keys[i], me, c.order)
+                return
+            if self.is_register[c.keys[i]]:
+                self.note_access(me, c, i, False, value[0], self.world.steps)
+                continue
+            row = &self.reads[self.reads_used, 0]
+            row[0] = me
+            row[1] = c.order
+            row[2] = c.keys[i]
+            row[3] = c.begin
+            row[4] = self.world.steps
+            memcpy(&self.seen[self.reads_used, 0], value, self.components * sizeof(int64_t))
+            self.reads_used += 1
+
+    cdef bint is_whole(self, Key key, const int64_t* value) noexcept:
+        """Is the value one that this key can have, in one piece?"""
+        cdef int64_t wanted = 0
+        cdef int j
+        if self.is_register[key]:
+            wanted = value[0]
+            for j in range(self.lengths[key]):
+                if value[j] != wanted:
+                    return False
+            return True
+        for j in range(self.components):
+            wanted += value[j]
+        for j in range(self.components, self.lengths[key]):
+            if value[j] != wanted:
+                return False
+        return True
+
+    # --- at rest ------------------------------------------------------------------------------------------------------------
+
+    cdef int audit(self) except -1:
+        """Nothing is under way any more: does everything agree?"""
+        cdef world_t* s = &self.world
+        cdef int key, i
+        cdef Rank home, holder
+        cdef uint64_t word
+        cdef Protocol node
+        cdef worker_t* w
+        for key in range(s.num_keys):
+            holder = -1
+            for i in range(s.nodes):
+                word = slot_word(s.stores[i], key)
+                if state_of(s.stores[i], key, word) == COMING:
+                    fail(s, IN_TRANSFER, key, i)
+                elif state_of(s.stores[i], key, word) == HERE:
+                    holder = i
+            if s.aborted or holder < 0:             # the other case has failed already
+                return 0
+            node = self.nodes[0]
+            home = home_of(node.directory, key)
+            node = self.nodes[home]
+            if owner_of(node.directory, key) != holder:
+                fail(s, DIRECTORY, key, owner_of(node.directory, key), holder)
+            elif directory_epoch(node.directory, key) != epoch_of(s.stores[holder], key, slot_word(s.stores[holder], key)):
+                fail(s, EPOCH, key, directory_epoch(node.directory, key),
+                     epoch_of(s.stores[holder], key, slot_word(s.stores[holder], key)))
+            else:
+                self.audit_value(key, holder)
+        for i in range(s.nodes, s.actors):
+            w = self.workers[i]
+            if load_i64(&w.open_ops) != 0 or load_i64(&w.open_bytes) != 0 or load_i64(&w.pins.cached) != 0 or w.pins.used != 0:
+                s.current = i
+                fail(s, OPEN, -1, load_i64(&w.open_ops), w.pins.used)
+                s.current = MAIN
+        return 0
+
+    cdef int audit_value(self, Key key, Rank holder) except -1:
+        """The final value is the sum of all pushes; a register's counts as read by a worker that came after everybody."""
+        cdef world_t* s = &self.world
+        cdef int64_t value[MAX_ACTORS + 4]
+        cdef uint32_t miss = 0
+        cdef call_t last
+        cdef int j
+        if pull_rows(s.stores[holder], &key, 1, value, &miss) != 0 or not self.is_whole(key, value):
+            fail(s, PLACED, key, -1, holder)
+        elif self.is_register[key]:
+            last.order = 0
+            last.begin = s.steps + 1
+            last.keys[0] = key
+            self.note_access(self.components, &last, 0, False, value[0], s.steps + 1)
+        else:
+            for j in range(self.components):
+                if value[j] != self.issued[key][j]:
+                    fail(s, SUM, key, self.issued[key][j], value[j])
+        return 0
+
+    # --- what the Python side reads ------------------------------------------------------------------------------------------
+
+    def history(self):
+        """Arrays for history.py: reads, what they saw, writes, accesses of registers."""
+        return (np.asarray(self.reads)[:self.reads_used], np.asarray(self.seen)[:self.reads_used],
+                np.asarray(self.writes)[:self.writes_used], np.asarray(self.accesses)[:self.accesses_used])
+
+    def problem(self):
+        """What was wrong: the problem's number, the actor, the key (or -1) and two numbers that depend on the problem."""
+        cdef world_t* s = &self.world
+        return <int>s.problem, s.problem_actor, s.problem_key, s.problem_a, s.problem_b
+
+    def waiting(self):
+        """What each actor waited for when nobody could go on: (actor, State, channel it wants, who has that channel's lock)."""
+        cdef world_t* s = &self.world
+        cdef int a
+        return [(a, <int>self.states[a], s.actor[a].wanted, self.holders[s.actor[a].wanted]) for a in range(s.actors)]
+
+    def figures(self):
+        """Turns, switches, messages, and the hash of the trace."""
+        return self.world.steps, self.world.switches, self.world.messages, self.world.hash
+
+    def events(self, Py_ssize_t first=0):
+        """The trace from the given event on, as tuples."""
+        cdef event_t* e
+        cdef Py_ssize_t i
+        cdef int j
+        for i in range(first, self.world.events_used):
+            e = self.world.events + i
+            shown = min(e.n, SHOWN)
+            yield (e.step, e.actor, e.what, e.kind, e.order, e.ts, e.src, e.dst, e.origin, e.worker, e.hops, e.n,
+                   tuple([e.keys[j] for j in range(shown)]), tuple([e.aux[j] for j in range(shown)]))
+
+
+cdef Py_ssize_t rows(store_t* store, int kind, const Key* keys, Py_ssize_t n, int64_t* vals, uint32_t* misses) noexcept nogil:
+    if kind == OP_PULL:
+        return pull_rows(store, keys, n, vals, misses)
+    if kind == OP_PUSH:
+        return push_rows(store, keys, n, vals, misses)
+    if kind == OP_SET:
+        return set_rows(store, keys, n, vals, misses)
+    return absent_rows(store, keys, n, misses)
+
+
+FAULTS = {
+    "split_route": FAULT_SPLIT_ROUTE, "no_cache_rule": FAULT_NO_CACHE_RULE, "late_directory": FAULT_LATE_DIRECTORY,
+    "no_queue": FAULT_NO_QUEUE, "drop_queue": FAULT_DROP_QUEUE, "no_next": FAULT_NO_NEXT,
+    "loss": FAULT_LOSS, "duplicate": FAULT_DUPLICATE, "reorder": FAULT_REORDER, "no_sequence": FAULT_NO_SEQUENCE,
+}

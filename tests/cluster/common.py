@@ -1,0 +1,101 @@
+"""What the test programs share: their options, what a worker checks, and the life of a node."""
+import sys
+
+import lapse
+from lapse.config import Config
+from lapse.options import add_dtype, add_shared_memory, non_negative_int, positive_int, program_parser, system_settings
+from lapse.program import run_workers
+
+WRONG_PRINTED = 10      # per worker
+
+
+def program_options(prog, description, *, threads=2, rounds=None, dtype="float32"):
+    """Return a parser with the options of every test program.
+
+    `rounds` are the iterations of a full and of a quick run; without them there is no `--num_iterations`, as there is no
+    `--dtype` when `dtype` is None.
+    """
+    parser = program_parser(prog, description)
+    parser.add_argument("-t", "--num_threads", type=positive_int, default=threads, metavar="N",
+                        help="worker threads per process")
+    if rounds is not None:
+        parser.add_argument("-i", "--num_iterations", type=positive_int, default=None, metavar="N",
+                            help=f"iterations; if not given {rounds[0]}, or {rounds[1]} with --quick")
+        parser.set_defaults(rounds=rounds)
+    parser.add_argument("--quick", action="store_true", help="a short run")
+    parser.add_argument("--seed", type=non_negative_int, default=1, metavar="N", help="seed of what is random")
+    add_shared_memory(parser)
+    if dtype is not None:
+        add_dtype(parser, dtype)
+    return parser
+
+
+def iterations(args):
+    """Return how many iterations to run."""
+    return args.num_iterations or args.rounds[args.quick]
+
+
+def job_nodes(num_threads):
+    """Return the number of nodes, before there is a Server to ask."""
+    return Config.make(1, num_threads).num_nodes
+
+
+class Checks:
+    """What one worker has checked, and the lines that it wants printed."""
+
+    def __init__(self):
+        self.count = 0
+        self.wrong = []
+        self.lines = []
+
+    def that(self, right, what):
+        """Count a check; `what` tells what is wrong if it does not hold."""
+        self.count += 1
+        if not right:
+            self.wrong.append(what)
+
+    def equal(self, name, value, expected):
+        """Count a check of a number, and have it printed."""
+        right = value == expected
+        self.that(right, f"{name} {value} but expected {expected}")
+        if right:
+            self.lines.append(f"{name} {value} = expected {expected}")
+
+
+def run_node(name, args, num_keys, lengths, work, **server_settings):
+    """Run one process of the job and return its exit code.
+
+    `work(kv, checks, me, workers, server)` runs in a thread per worker; `me` counts the workers over all nodes. The numbers it
+    checks are printed when all is done, then one closing line per node. A worker that has checked nothing is wrong, too.
+    """
+    lapse.setup(num_keys, args.num_threads, **system_settings(args))
+    if lapse.is_scheduler():
+        lapse.scheduler(num_keys, args.num_threads)
+        return 0
+    server = lapse.Server(lengths, **({"dtype": args.dtype} | server_settings if "dtype" in args else server_settings))
+    rank, nodes = server.my_rank(), server.num_nodes
+
+    def run_worker(worker):
+        kv = lapse.Worker(worker, server)
+        checks = Checks()
+        work(kv, checks, rank * args.num_threads + worker, nodes * args.num_threads, server)
+        kv.finalize()
+        return checks
+
+    server.barrier()        # of the nodes' main threads
+    results = run_workers(args.num_threads, run_worker)
+    server.barrier()
+    server.shutdown()
+
+    lines = []
+    for worker, checks in enumerate(results):
+        if not checks.count:
+            checks.wrong.append("nothing was checked")
+        lines += [f"node {rank} worker {worker}: {line}" for line in checks.lines]
+        lines += [f"node {rank} worker {worker}: WRONG: {what}" for what in checks.wrong[:WRONG_PRINTED]]
+    wrong = sum(len(checks.wrong) for checks in results)
+    count = sum(checks.count for checks in results)
+    lines.append(f"node {rank} {name}: {'WRONG' if wrong else 'OK'} ({nodes} nodes x {args.num_threads} workers, "
+                 f"{count} checks, {wrong} wrong)")
+    sys.stdout.writelines(line + "\n" for line in lines)
+    return 1 if wrong else 0
