@@ -185,6 +185,8 @@ class Node:
             if missing and not self.failure:
                 raise LapseError(f"no word from node {', '.join(map(str, missing))} on its data connection within "
                                  f"{config.join_timeout:g} s")
+            for rank, descriptor in self.van.connections().items():
+                self.cluster.heard(rank, descriptor)
             self.cluster.ready()
             self.catch_interrupts()
         except BaseException as error:
