@@ -6,7 +6,7 @@ byte of a frame but the first, copies none out, and looks nothing up.
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from lapse._sync cimport cas_u64, nanoseconds, park, prefetch_read, store_u64
+from lapse._sync cimport cas_u64, nanoseconds, park, peek_u64, store_u64
 from lapse._types cimport Key, Timestamp
 from lapse._worker cimport Worker
 from lapse._zmq cimport (zmq_msg_close, zmq_msg_data, zmq_msg_init, zmq_msg_init_size, zmq_msg_recv, zmq_msg_send, zmq_msg_t)
@@ -37,24 +37,21 @@ def one_key_per_call(Worker worker not None, const Key[::1] keys, float[::1] val
     return nanoseconds() - start
 
 
-def one_copy_per_key(const Key[::1] keys, const float[:, ::1] table, float[::1] vals, uint64_t[::1] locks=None):
-    """What the machine allows for one_key_per_call: the same rows out of a plain array, one after the other, without any lookup. With
-    `locks`, one per key, under an atomic swap, which keeps the processor from looking ahead to the next row."""
+def one_copy_per_key(const Key[::1] keys, uint64_t[::1] slots, size_t size, float[::1] vals, bint latched):
+    """What the machine allows for one_key_per_call: a slot word gives the address of the row, and the row is copied; nothing else.
+    With `latched`, under a latch in the slot word, whose locked instruction keeps the processor from looking ahead to the next row."""
     cdef Py_ssize_t i
-    cdef size_t size = table.shape[1] * sizeof(float)
-    cdef bint locked = locks is not None
-    cdef uint64_t free
+    cdef uint64_t word
     cdef int64_t start
     with nogil:
         start = nanoseconds()
         for i in range(keys.shape[0]):
-            if locked:
-                prefetch_read(&table[keys[i], 0])
-                free = 0
-                cas_u64(&locks[keys[i]], &free, 1)
-            memcpy(&vals[0], &table[keys[i], 0], size)
-            if locked:
-                store_u64(&locks[keys[i]], 0)
+            word = peek_u64(&slots[keys[i]])
+            if latched:
+                cas_u64(&slots[keys[i]], &word, word | 1)
+            memcpy(&vals[0], <const void*>word, size)
+            if latched:
+                store_u64(&slots[keys[i]], word)
     return nanoseconds() - start
 
 

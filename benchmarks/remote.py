@@ -32,16 +32,16 @@ class RawSockets:
     def __init__(self, rank: int, peer: int, transport: str, folder: str, barrier):
         self.context = zmq.Context()
         self.into, self.out = {}, {}
-        for form, (receiver, sender) in zip(FORMS, ((zmq.PULL, zmq.PUSH), (zmq.DEALER, zmq.DEALER)), strict=True):
-            self.into[form] = self.socket(receiver)
+        for form, kind in zip(FORMS, (zmq.PULL, zmq.DEALER), strict=True):
+            self.into[form] = self.socket(kind)
             if form == "dealer" and rank > peer:
                 continue                                    # one of the two connects
             self.into[form].bind("tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{self.path(folder, form, rank)}")
             endpoint = self.into[form].getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
             Path(self.path(folder, form, rank) + ".at").write_text(endpoint)
         barrier()
-        for form, sender in (("push/pull", zmq.PUSH), ("dealer", None)):
-            self.out[form] = self.socket(sender) if sender is not None else self.into[form]
+        for form in FORMS:
+            self.out[form] = self.into[form] if form == "dealer" else self.socket(zmq.PUSH)
             if form != "dealer" or rank > peer:
                 self.out[form].connect(Path(self.path(folder, form, peer) + ".at").read_text())
 
