@@ -122,7 +122,7 @@ import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(root))
+sys.path[:0] = [str((root / "$(1)").parent), str(root)]
 runpy.run_path(str(root / "$(1)"), run_name="__main__")
 endef
 

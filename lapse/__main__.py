@@ -28,8 +28,8 @@ def versions() -> dict[str, str]:
 def main(argv: Sequence[str]) -> int:
     """Run one command line, given without the program's name; return the exit code."""
     if argv[:1] == ["run"]:
-        from lapse import launch
-        return launch.main(argv[1:])
+        from lapse.launch import main as run  # the module; `lapse.launch` as an attribute is the function
+        return run(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m lapse", usage="%(prog)s [-h] [run ...]",
                                      description="Without a command: print the versions.",
                                      epilog="'python -m lapse run --help' tells how to start jobs.")

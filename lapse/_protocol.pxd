@@ -104,6 +104,7 @@ cdef struct batch_t:            # positions of one call, or of one message, on t
     char* vals                  # pull by the own worker: destination; push, set: source; else NULL
     const uint64_t* offsets     # of the entries in vals; NULL: all values are equally long
     int64_t done                # positions done on the spot
+    int64_t now                 # when a localize of the call was first sent; 0: not yet
 
 
 @cython.final
@@ -128,7 +129,7 @@ cdef class Protocol:
         worker_t* server
         answer_t* answers       # owned
         int answers_used, answers_room
-        bint moving             # a key has been localized: some may be COMING
+        int32_t moving          # atomic; 1: a key has been localized, so some may be COMING
         int64_t now             # when the message in hand arrived (TRANSFER)
         Key late_keys[64]       # FAULT_LATE_DIRECTORY
         Rank late_owners[64]

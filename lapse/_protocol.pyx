@@ -23,7 +23,7 @@ from lapse._pins cimport pin_add, pin_drop, pin_find
 from lapse._store cimport (AWAY, COMING, HERE, KeyState, absent_rows, add_values, away_epoch, batch_bytes, digest_rows, epoch_of,
                            first_out_of_range, gone_word, incoming_word, insert_row, is_home, latch, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word,
                            state_of, store_free, store_new, stored_bytes, transfer_of, unlatch, visible_bytes)
-from lapse._sync cimport add_i64, load_i64, load_u64, store_i64, store_u64, unlikely
+from lapse._sync cimport add_i64, load_i64, load_u64, store_i32, store_i64, store_u64, unlikely
 from lapse._trace cimport trace_add, trace_choose, trace_drain, trace_free, trace_new
 from lapse._transfers cimport entry_free, entry_new, entry_values, transfer_append, transfer_free, transfer_new
 from lapse._types cimport (ERR_FAILED, ERR_MEMORY, FLOAT32, FLOAT64, INT32, INT64, MAX_NODES, OP_LOCALIZE, OP_PULL, OP_PUSH,
@@ -358,9 +358,11 @@ cdef class Protocol:
         e.ts = b.ts
         e.position = 0
         e.routed = False
-        e.wanted = self.sink.now()
+        if b.now == 0:
+            b.now = self.sink.now()
+        e.wanted = b.now
         transfer_append(t, e)
-        self.moving = True
+        store_i32(&self.moving, 1)
         unlatch(self.store, key, incoming_word(t))
         if home:
             epoch = directory_epoch(self.directory, key) + 1

@@ -121,6 +121,25 @@ def jobs():
     assert not files, f"left behind: {files}"
 
 
+@pytest.mark.skipif(not PROC.is_dir(), reason="processes are found in /proc")
+def test_what_a_job_leaves_behind_is_seen():
+    jobs = Jobs()
+    script = ("import pathlib, subprocess, sys, tempfile; pathlib.Path(tempfile.gettempdir(), 'left.sock').touch(); "
+              "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)")
+    assert jobs.run(sys.executable, "-c", script).code == 0
+    processes, files = jobs.close()
+    assert [line for line in processes.values() if "time.sleep(600)" in line] and len(processes) == 1
+    assert [Path(file).name for file in files] == ["left.sock"]
+    assert not jobs.settle()        # it has been ended
+
+
+@pytest.mark.skipif(not PROC.is_dir(), reason="processes are found in /proc")
+def test_a_job_that_hangs_is_ended_and_shows_its_stacks(jobs):
+    script = "import time\ndef hang():\n    print('started', flush=True)\n    time.sleep(600)\nhang()"
+    with pytest.raises(pytest.fail.Exception, match=r"did not end in 3 s:\nstarted\n(.*\n)*.*in hang"):
+        jobs.run(sys.executable, "-c", script, deadline=3)
+
+
 # --- the test programs --------------------------------------------------------------------------------------------------------
 
 PROGRAMS = ["test_connection", "test_consistency", "test_dynamic_allocation", "test_locality_api", "test_many_key_operations",

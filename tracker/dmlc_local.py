@@ -10,7 +10,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from lapse import launch
+from lapse.launch import add_options, run_with_options  # (lapse.launch, the attribute, is a function)
 
 
 def main() -> int:
@@ -20,11 +20,11 @@ def main() -> int:
                     "prefix [node N]. When one fails, the others are ended, and its exit code is returned.")
     parser.add_argument("-n", "--num-workers", type=int, default=0, metavar="0",
                         help="accepted for the sake of old command lines; workers are threads of the nodes")
-    launch.add_options(parser)
+    add_options(parser)
     options = parser.parse_args()
     if options.num_workers != 0:
         parser.error(f"-n {options.num_workers}: Lapse has no worker processes, its workers are threads of the nodes; use -n 0")
-    return launch.run_with_options(parser, options)
+    return run_with_options(parser, options)
 
 
 if __name__ == "__main__":

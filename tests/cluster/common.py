@@ -1,9 +1,8 @@
 """What the test programs share: their options, what a worker checks, and the life of a node."""
 import sys
 
-from lapse.config import Config
-
 import lapse
+from lapse.config import Config
 from lapse.options import add_dtype, add_shared_memory, non_negative_int, positive_int, program_parser, system_settings
 from lapse.program import run_workers
 

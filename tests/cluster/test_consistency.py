@@ -144,7 +144,7 @@ def main(argv=None):
         final = np.full((args.num_keys, workers), -1, dtype=np.int64)
         kv.pull(np.arange(args.num_keys), final)
         checks.that((final[:, me] == observer.own).all(), f"own pushes {observer.own}, but the values say {final[:, me]}")
-        where = f" (first: key {observer.first_key})" if observer.first_key >= 0 else ""
+        where = f" (the first: key {observer.first_key})" if observer.first_key >= 0 else ""
         checks.that(observer.reads >= reads, f"only {observer.reads} of {reads} reads were checked")
         checks.equal(f"reads without exactly the own pushes{where}:", observer.missing, 0)
         checks.equal(f"reads that went back{where}:", observer.back, 0)

@@ -96,6 +96,7 @@ def main(argv=None):
         checks.that((buffer == rounds * workers).all(), "is_finished of a pull whose values are not there")
         kv.wait(ts)
         checks.that(kv.is_finished(ts), "a pull that was waited for is not finished")
+        kv.barrier()                # from here on the keys move again
         ts = kv.localize(keys, True)
         kv.wait(ts)
         checks.that(kv.is_finished(ts), "a localize that was waited for is not finished")

@@ -2,7 +2,6 @@
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import zmq
@@ -68,27 +67,26 @@ def test_options(pair):
     assert push.sndhwm == 9
 
 
-@pytest.mark.parametrize(("path", "sentence"), [
-    ("lapse._build", "has no function zmq_version"),       # a compiled module that is not linked to libzmq
+@pytest.mark.parametrize(("backend", "sentence"), [
+    (_zmq.__file__, "has no function zmq_version"),        # a compiled module that is not linked to libzmq
     ("nowhere", "cannot find pyzmq's library"),
-    (None, "needs pyzmq >= 26"),
+    ("", "needs pyzmq >= 26"),
 ])
-def test_a_pyzmq_without_libzmq_is_named(path, sentence):
-    """The import fails with one sentence, in a process whose pyzmq is not the real one."""
+def test_a_pyzmq_without_libzmq_is_named(backend, sentence):
+    """The import fails with one sentence, in a process whose pyzmq is not the real one (and that has nothing else of lapse)."""
     program = """if True:
-        import importlib, sys, types
-        backend = types.ModuleType("zmq.backend.cython._zmq")
-        if sys.argv[1] == "lapse._build":
-            backend.__file__ = importlib.import_module("lapse._build").__file__
-        else:
-            backend.__file__ = sys.argv[1]
+        import importlib.util, sys, types
+        path, backend_path = sys.argv[1:]
         for name in ("zmq", "zmq.backend", "zmq.backend.cython"):
             sys.modules[name] = types.ModuleType(name)
             sys.modules[name].__path__ = []
-        if sys.argv[1] != "None":
+        if backend_path:
+            backend = types.ModuleType("zmq.backend.cython._zmq")
+            backend.__file__ = backend_path
             sys.modules["zmq.backend.cython._zmq"] = sys.modules["zmq.backend.cython"]._zmq = backend
-        import lapse._zmq
+        spec = importlib.util.spec_from_file_location("lapse._zmq", path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
     """
-    done = subprocess.run([sys.executable, "-c", program, str(path)], cwd=Path(__file__).parents[2], capture_output=True, text=True,
-                          timeout=60, check=False)
+    command = [sys.executable, "-c", program, _zmq.__file__, backend]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and "ImportError: lapse: " in done.stderr and sentence in done.stderr

@@ -1,0 +1,59 @@
+"""Nodes for tests: of one process, and of several."""
+import faulthandler
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 120                      # seconds for one test; then all stacks are printed
+
+
+@pytest.fixture
+def deadline():
+    faulthandler.dump_traceback_later(DEADLINE, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def serve(deadline, monkeypatch):
+    """serve(length, num_keys=, threads=, dtype=, **settings) -> a Server of one node; shut down afterwards, leaving no thread."""
+    import lapse
+    for name in list(os.environ):
+        if name.startswith(("DMLC_", "LAPSE_", "PS_")):
+            monkeypatch.delenv(name)
+    servers = []
+
+    def make(length=4, *, num_keys=100, threads=1, dtype="float32", stored_lengths=None, **settings):
+        lapse.setup(num_keys, threads, **settings)
+        servers.append(lapse.Server(length, dtype=dtype, stored_lengths=stored_lengths))
+        return servers[-1]
+
+    yield make
+    while servers:
+        servers.pop().shutdown()
+    left = [thread.name for thread in threading.enumerate() if thread.name in ("lapse-server", "lapse-control")]
+    assert not left
+
+
+@pytest.fixture
+def run_program(tmp_path):
+    """run_program(text, nodes=0, check=0) runs a Python program (nodes > 0: as the nodes of a job); returns its CompletedProcess."""
+    def run(text, nodes=0, check=0, timeout=90, args=()):
+        path = tmp_path / "program.py"
+        path.write_text(textwrap.dedent(text))
+        command = [sys.executable, str(path), *map(str, args)]
+        if nodes:
+            command = [sys.executable, "-m", "lapse", "run", "-s", str(nodes), *command]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("DMLC_", "LAPSE_", "PS_"))}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+        if check is not None:
+            assert done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+    return run
