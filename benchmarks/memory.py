@@ -16,7 +16,7 @@ from benchmarks.report import Row, progress
 
 LENGTHS = (8, 10, 12)       # the per-key lengths; their mean is the uniform one
 UNIFORM = 10
-WHAT = ("untouched", "held", "lengths")
+WHAT = ("untouched", "read", "held", "lengths")
 
 
 def resident() -> int:
@@ -25,18 +25,20 @@ def resident() -> int:
 
 
 def occupy(what: str, num_keys: int) -> int:
-    """The resident bytes of a node with so many keys: untouched, every row held, or every row held and lengths per key."""
+    """The resident bytes of a node with so many keys: untouched, all read once, all pushed to, or all pushed to and lengths per key."""
     import lapse
     lapse.setup(num_keys, 1)
     length = UNIFORM if what != "lengths" else np.resize(np.array(LENGTHS, np.uint32), num_keys)
     with lapse.Server(length) as server:
         del length
         worker = lapse.Worker(0, server)
-        if what != "untouched":
-            for start in range(0, num_keys, 10_000):
-                keys = np.arange(start, min(start + 10_000, num_keys))
-                count = len(keys) * UNIFORM if what == "held" else sum(LENGTHS[key % len(LENGTHS)] for key in keys)
-                worker.push(keys, np.ones(count, np.float32))
+        for start in range(0, num_keys if what != "untouched" else 0, 10_000):
+            keys = np.arange(start, min(start + 10_000, num_keys))
+            if what == "read":
+                worker.pull(keys)
+            else:
+                lengths = np.take(LENGTHS, keys % len(LENGTHS)) if what == "lengths" else np.full(len(keys), UNIFORM)
+                worker.push(keys, np.ones(lengths.sum(), np.float32))
         gc.collect()
         size = resident()
         worker.finalize()
@@ -72,6 +74,7 @@ def run(quick: bool = False, size: dict | None = None) -> list[Row]:
     cpp = "40 MiB for 4 MB"
     return [
         Row("memory of an untouched key", per_key["untouched"], "B", bound="<= 10"),
+        Row("memory of a key that was only read", per_key["read"], "B", bound="<= 10"),
         Row("memory of a held row beyond its values", per_key["held"] - values, "B", values, "of values", bound="<= 24", cpp=cpp),
         Row("same, with per-key lengths", per_key["lengths"] - values, "B", values, "of values", bound="<= 32", cpp=cpp),
     ]
