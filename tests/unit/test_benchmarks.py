@@ -5,6 +5,10 @@ import sys
 
 import pytest
 
+from lapse import _build
+
+if _build.kind != "release":
+    pytest.skip("nothing to measure in a build that is slow on purpose", allow_module_level=True)
 pytest.importorskip("benchmarks._loops", reason="the benchmarks are not compiled (make kernels)")
 
 from benchmarks import __main__ as command
