@@ -304,6 +304,7 @@ class Node:
         try:
             self.cluster.barrier(group, member, timeout)
         except NodeFailure:
+            self.failed.wait(JOIN_THREADS)      # from here on every call of this node fails
             if self.interrupted:
                 raise self.error(_van.ERR_INTERRUPTED) from None
             raise
