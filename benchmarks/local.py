@@ -7,16 +7,15 @@ All sides of a comparison take turns in one run; medians. Needs the package buil
 import argparse
 import multiprocessing
 import statistics
-import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
+from tests.ext.probe_build import load_extension
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests" / "ext")]
-from probe_build import load_extension
 
 BATCH = 1000
 CALLS = 300
