@@ -1,6 +1,6 @@
 """The store of one node against np.take, against itself without latches, and against the C++ original's figures.
 
-    python benchmarks/local.py [--rounds 15] [--only NAME ...]
+    python -m benchmarks.local [--rounds 15] [--only NAME ...]
 
 All sides of a comparison take turns in one run; medians. Needs the package built in place, and compiles local_loops.pyx.
 """
