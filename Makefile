@@ -52,8 +52,8 @@ check: lint                        ## all that a change must pass: lint, build, 
 	$(MAKE) test
 	$(MAKE) packaging
 
-bench: all kernels                 ## run the benchmarks
-	@set -e; files=$$(grep -ls __main__ benchmarks/*.py); for file in $$files; do echo "== $$file"; PYTHONPATH=. "$(PYTHON)" "$$file"; done
+bench: all kernels                 ## run the benchmarks (ARGS="--quick": see python -m benchmarks --help)
+	"$(PYTHON)" -m benchmarks $(ARGS)
 
 lint: build/stamps/environment-dev     ## check the sources
 	"$(PYTHON)" -m ruff check .
