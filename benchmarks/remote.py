@@ -214,8 +214,8 @@ def faster(figures: dict[str, list[float]], name: str, pick=max) -> tuple[str, l
 
 def sizes(quick: bool) -> dict:
     """Latencies are taken in many short rounds: they depend on where the threads happen to run, which changes within a second."""
-    return {"num_keys": 100_000, "rounds": 5 if quick else 21, "short_rounds": 15 if quick else 75, "calls": 200, "flights": 500 if quick else 2000,
-            "window": 64, "keys_per_call": 100, "batches": 45, "batch": 1000}
+    return {"num_keys": 100_000, "rounds": 5 if quick else 21, "short_rounds": 15 if quick else 75, "calls": 200,
+            "flights": 500 if quick else 2000, "window": 64, "keys_per_call": 100, "batches": 45, "batch": 1000}
 
 
 def run(quick: bool = False, size: dict | None = None) -> list[Row]:
