@@ -52,8 +52,8 @@ check: lint                        ## all that a change must pass: lint, build, 
 	$(MAKE) test
 	$(MAKE) packaging
 
-bench: all kernels                 ## run the benchmarks
-	@set -e; files=$$(grep -ls __main__ benchmarks/*.py); for file in $$files; do echo "== $$file"; PYTHONPATH=. "$(PYTHON)" "$$file"; done
+bench: all kernels                 ## run the benchmarks (ARGS="--quick": see python -m benchmarks --help)
+	"$(PYTHON)" -m benchmarks $(ARGS)
 
 lint: build/stamps/environment-dev     ## check the sources
 	"$(PYTHON)" -m ruff check .
@@ -137,8 +137,8 @@ $(TESTS:%=build/tests/%): build/tests/%: tests/cluster/%.py build/stamps/lapse M
 	$(call write_launcher,tests/cluster/$*.py)
 
 # A sanitizer's build lies in a copy of the tree, so that it does not disturb the one in place. libstdc++ comes first with it because
-# libzmq throws, and AddressSanitizer must know where to. Reports go to files, since pytest keeps what a passing test prints; any is an
-# error, also one of a process that a test has started.
+# libzmq throws, and AddressSanitizer must know where to. pytest keeps what a passing test and its processes print, so reports go to
+# files, and any is an error; UndefinedBehaviorSanitizer's go past pytest to the terminal, and end the process.
 SANITIZED ?= tests/unit
 TREE := $(wildcard Makefile setup.py pyproject.toml README.md LICENSE NOTICE lapse apps tests tracker tools benchmarks)
 REPORTS = log_path=$(CURDIR)/build/$@/report
@@ -149,6 +149,6 @@ define sanitize
 	tar -cf - --exclude='*.so' --exclude=__pycache__ $(TREE) | tar -xf - -C build/$(1)
 	$(MAKE) -C build/$(1) PYTHON="$(PYTHON)" LAPSE_BUILD=$(1) all kernels
 	cd build/$(1) && LD_PRELOAD="$$(gcc -print-file-name=lib$(1).so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	    $(2) "$(PYTHON)" -m pytest -p no:cacheprovider $(SANITIZED) $(ARGS); \
+	    $(2) "$(PYTHON)" -m pytest -p no:cacheprovider --capture=sys $(SANITIZED) $(ARGS); \
 	    code=$$?; if ls report.* >/dev/null 2>&1; then cat report.*; code=1; fi; exit $$code
 endef

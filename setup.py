@@ -34,7 +34,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-ini
 MACROS = {"LAPSE_DEBUG": str(int(DEBUG)), "LAPSE_BUILD_KIND": f'"{KIND}"', "LAPSE_BUILD_FLAGS": f'"{" ".join(FLAGS)}"',
           "NPY_NO_DEPRECATED_API": "NPY_1_7_API_VERSION"}
 DIRECTIVES = {"language_level": 3, "boundscheck": DEBUG, "wraparound": False, "cdivision": True, "initializedcheck": DEBUG,
-              "embedsignature": True, "embedsignature.format": "python"}
+              "embedsignature": True, "embedsignature.format": "python", "show_performance_hints": not DEBUG}
 
 
 def extensions():
