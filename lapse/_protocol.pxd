@@ -42,6 +42,7 @@ cdef enum Fault:                # seeded protocol bugs, for the tests that show 
     FAULT_NO_QUEUE = 8          # an operation that meets a key in transfer is forwarded instead of queued
     FAULT_DROP_QUEUE = 16       # noting a next owner forgets the queued operations
     FAULT_NO_NEXT = 32          # a HAND_OVER that meets a key in transfer is ignored
+    FINE_STEPS = 64             # no bug: the clock is read where another thread may come in between, so that a simulation can let it
 
 
 cdef enum Violation:            # what handle() found wrong; see VIOLATIONS in _protocol.pyx

@@ -336,6 +336,8 @@ cdef class Protocol:
                 return STILL_AWAY
             if pinned and pin.cached:
                 return GO
+        if unlikely(self.faults & FINE_STEPS):
+            self.sink.now()
         if state_of(self.store, key, slot_word(self.store, key)) != AWAY:
             if not (self.faults & FAULT_NO_QUEUE and b.kind != OP_LOCALIZE):
                 return self.settle(b, i)
@@ -389,7 +391,11 @@ cdef class Protocol:
             for j in range(m):
                 i = todo[j]
                 key = b.keys[i]
+                if unlikely(self.faults & FINE_STEPS):
+                    self.sink.now()
                 dest = self.destination(b, key)
+                if unlikely(self.faults & FINE_STEPS):
+                    self.sink.now()
                 if not b.to_server:
                     # Joining a local queue, or reaching a row that has come in the meantime, takes the latch only.
                     if (dest == self.me or state_of(self.store, key, slot_word(self.store, key)) != AWAY) and not (
@@ -637,6 +643,8 @@ cdef class Protocol:
         if self.store.visible != NULL and carries:
             value_offsets(self.store, keys, n, w.offsets)
         m = absent_rows(self.store, keys, n, w.misses)
+        if unlikely(self.faults & FINE_STEPS):
+            self.sink.now()
         if h.type == LOCALIZE:
             self.settle_local_localize(h, n - m)
         elif m < n:
@@ -805,6 +813,8 @@ cdef class Protocol:
             for j in range(m):
                 i = w.misses[j]
                 key = keys[i]
+                if unlikely(self.faults & FINE_STEPS):
+                    self.sink.now()
                 owner = owner_of(self.directory, key)
                 if owner == self.me:
                     # Only this thread changes an entry that names this node, so no lock is needed to rely on it.
@@ -841,6 +851,8 @@ cdef class Protocol:
                 while True:
                     following = -1 if at == w.tails[dest] else <int64_t>w.chain[at]
                     key = keys[at]
+                    if unlikely(self.faults & FINE_STEPS):
+                        self.sink.now()
                     if owner_of(self.directory, key) == dest:
                         w.offsets[at] = <Epoch>(directory_epoch(self.directory, key) + 1)
                         self.move_owner(key, requester, <Epoch>w.offsets[at])
@@ -985,10 +997,12 @@ cdef class Protocol:
             if t.next_owner >= 0:
                 if t.next_epoch != <Epoch>(epochs[i] + 1):
                     return self.blame(BAD_EPOCH, keys[i], epochs[i])
-            elif is_home(s, keys[i]) and not self.faults and directory_epoch(self.directory, keys[i]) != epochs[i]:
+            elif is_home(s, keys[i]) and not self.faults & ~FINE_STEPS and directory_epoch(self.directory, keys[i]) != epochs[i]:
                 return self.blame(BAD_EPOCH, keys[i], epochs[i])
         self.now = self.sink.now()
         for i in range(n):
+            if unlikely(self.faults & FINE_STEPS):
+                self.sink.now()
             word = slot_word(s, keys[i])
             if state_of(s, keys[i], word) != COMING:        # the same key twice in one message
                 return self.blame(NOT_COMING, keys[i], epochs[i])
