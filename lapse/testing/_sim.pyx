@@ -430,6 +430,9 @@ cdef class SimSink(Sink):
             turn(self.world)
         return self.world.steps
 
+    cdef void step(self) noexcept nogil:
+        self.now()
+
 
 # --- channels -------------------------------------------------------------------------------------------------------------
 
