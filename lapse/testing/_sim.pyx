@@ -1,8 +1,8 @@
 """One schedule: some nodes with the real protocol in one thread, every interleaving decision drawn from a seed.
 
 Design: each worker and each node's server loop is a greenlet, called an actor here. An actor gives its turn away (`turn`) before it takes
-a channel's lock, after it gave one back, before a message is allocated and after one was sent, where the clock is read (in half of the
-schedules the protocol does that more often, for this purpose: FINE_STEPS), and between the steps of a worker's program. Whoever gives the
+a channel's lock, after it gave one back, before a message is allocated and after one was sent, where the clock is read, wherever the protocol offers a step (in half of
+the schedules: FINE_STEPS), and between the steps of a worker's program. Whoever gives the
 turn away draws the next actor among those that can go on, and switches to it directly. Messages lie in one queue per pair of nodes. After
 every turn each key must have one owner or one TRANSFER.
 
