@@ -1,9 +1,9 @@
 """One schedule: some nodes with the real protocol in one thread, every interleaving decision drawn from a seed.
 
 Design: each worker and each node's server loop is a greenlet, called an actor here. An actor gives its turn away (`turn`) before it takes
-a channel's lock, after it gave one back, before a message is allocated and after one was sent, where the clock is read, wherever the protocol offers a step (in half of
-the schedules: FINE_STEPS), and between the steps of a worker's program. Whoever gives the
-turn away draws the next actor among those that can go on, and switches to it directly. Messages lie in one queue per pair of nodes. After
+a channel's lock, after it gave one back, before a message is allocated and after one was sent, where the clock is read, at the steps that
+the protocol offers (FINE_STEPS, in half of the schedules), and between the steps of a worker's program. Whoever gives the turn away draws
+the next actor among those that can go on, and switches to it directly. Messages lie in one queue per pair of nodes. After
 every turn each key must have one owner or one TRANSFER.
 
 The core is called with the GIL held and never knows: its functions are nogil C calls, and only `change` needs Python. Greenlets
