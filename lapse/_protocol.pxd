@@ -161,6 +161,7 @@ cdef class Protocol:
     cdef int settle(self, batch_t* b, Py_ssize_t i) noexcept nogil
     cdef int recheck(self, batch_t* b, Py_ssize_t i, Rank dest) noexcept nogil
     cdef void between(self) noexcept nogil
+    cdef int pinned_go(self, batch_t* b, Key key, Rank dest) noexcept nogil
     cdef Rank destination(self, batch_t* b, Key key) noexcept nogil
     cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil
     cdef int emit_chain(self, batch_t* b, Rank dest, int64_t head) noexcept nogil

@@ -336,14 +336,16 @@ cdef class Protocol:
         cdef entry_t* e
         cdef uint64_t word
         cdef Epoch epoch
-        if b.to_server or (self.faults & FAULT_SPLIT_ROUTE and b.kind != OP_LOCALIZE):
+        if b.to_server:
             return GO
+        if self.faults & FAULT_SPLIT_ROUTE and b.kind != OP_LOCALIZE:
+            return self.pinned_go(b, key, dest)
         if b.caches and not home and b.kind != OP_LOCALIZE and not self.faults & FAULT_NO_CACHE_RULE:
             pinned = pin_find(&b.w.pins, key, &pin)
             if pinned and pin.route != dest:
                 return STILL_AWAY
             if pinned and pin.cached:
-                return GO
+                return self.pinned_go(b, key, dest)
         self.between()
         if state_of(self.store, key, slot_word(self.store, key)) != AWAY:
             if not (self.faults & FAULT_NO_QUEUE and b.kind != OP_LOCALIZE):
@@ -351,7 +353,7 @@ cdef class Protocol:
         if home and owner_of(self.directory, key) != dest:
             return STILL_AWAY
         if b.kind != OP_LOCALIZE:
-            return GO
+            return self.pinned_go(b, key, dest)
         # The key becomes incoming before anyone can see the LOCALIZE.
         word = latch(self.store, key)
         if state_of(self.store, key, word) != AWAY:         # (another worker was here first)
@@ -378,6 +380,13 @@ cdef class Protocol:
             epoch = directory_epoch(self.directory, key) + 1
             b.w.offsets[i] = epoch
             self.move_owner(key, self.me, epoch)
+        return GO
+
+    cdef int pinned_go(self, batch_t* b, Key key, Rank dest) noexcept nogil:
+        """GO, with the route pinned at once: the same key further on in this call must not join a queue here in the meantime."""
+        if b.caches and not is_home(self.store, key) and not self.faults & FAULT_NO_CACHE_RULE:
+            if pin_add(&b.w.pins, key, dest, dest != home_of(self.directory, key)) != 0:
+                return ERR_MEMORY
         return GO
 
     cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil:
@@ -473,7 +482,6 @@ cdef class Protocol:
         cdef store_t* s = self.store
         cdef bint relocates = b.kind == OP_LOCALIZE
         cdef bint carries = kind == PUSH or kind == SET
-        cdef bint pins = b.caches and not relocates and not self.faults & FAULT_NO_CACHE_RULE
         cdef int64_t i = head, first, at
         cdef size_t count, size, answer, used
         cdef out_t out
@@ -530,9 +538,6 @@ cdef class Protocol:
                         if carries:
                             memcpy(vals, b.vals + entry_offset(b, s, at), visible_bytes(s, key))
                             vals += visible_bytes(s, key)
-                        if pins and not is_home(s, key):
-                            if pin_add(&b.w.pins, key, dest, dest != home_of(self.directory, key)) != 0:
-                                return ERR_MEMORY
                         used += 1
                     at = b.w.chain[at]
                 rc = self.sink.send(dest, &out)
