@@ -104,6 +104,7 @@ cdef struct batch_t:            # positions of one call, or of one message, on t
     char* vals                  # pull by the own worker: destination; push, set: source; else NULL
     const uint64_t* offsets     # of the entries in vals; NULL: all values are equally long
     int64_t done                # positions done on the spot
+    int64_t now                 # when a localize of the call was first sent; 0: not yet
 
 
 @cython.final

@@ -42,6 +42,7 @@ cdef enum:
     IN_TRANSFER = 1
     REMOTE = 2
     LONG_WAY = 8                # hops after which an operation is counted as astray
+    MAX_LOOKS = 1000            # at a key that has neither arrived nor an owner elsewhere, until home counts as contradicting itself
     MAX_HOPS = 64               # hops after which the job is aborted
     LATE_MESSAGES = 3           # FAULT_LATE_DIRECTORY: how many messages late
 
@@ -52,7 +53,7 @@ VIOLATIONS = {
     BAD_ORIGIN: "an origin that cannot be",
     BAD_HOME: "a relocation message that its key's home did not send or should not get",
     OWNER_ASKS: "a localize by the node that owns the key already",
-    NOT_HERE: "a hand-over of a key that is neither here nor on its way",
+    NOT_HERE: "a key that should be here is neither here nor on its way",
     SECOND_NEXT: "a second next owner for a key in transfer",
     NOT_COMING: "a transfer of a key that was not asked for",
     BAD_EPOCH: "an epoch that is not the next one",
@@ -236,7 +237,7 @@ cdef class Protocol:
         b.vals = <char*>vals
         rc = self.route(&b, todo, m)
         self.complete(w, ts[0], b.done + 1)
-        return rc
+        return ERR_FAILED if rc == NOT_HERE else rc
 
     cdef void complete(self, worker_t* w, Timestamp ts, int64_t count) noexcept nogil:
         """Count positions of an operation as done; wake its worker when they were the last."""
@@ -307,7 +308,8 @@ cdef class Protocol:
                 e.position = b.positions[i] if b.positions != NULL else <uint32_t>i
                 e.routed = not b.own
                 e.wanted = 0
-                memcpy(entry_values(e), b.vals + entry_offset(b, self.store, i) if size else NULL, size)
+                if size:
+                    memcpy(entry_values(e), b.vals + entry_offset(b, self.store, i), size)
                 transfer_append(<transfer_t*>transfer_of(word), e)
         unlatch(self.store, key, word)
         if result == SETTLED:
@@ -358,7 +360,9 @@ cdef class Protocol:
         e.ts = b.ts
         e.position = 0
         e.routed = False
-        e.wanted = self.sink.now()
+        if b.now == 0:
+            b.now = self.sink.now()
+        e.wanted = b.now
         transfer_append(t, e)
         store_i32(&self.moving, 1)
         unlatch(self.store, key, incoming_word(t))
@@ -369,12 +373,12 @@ cdef class Protocol:
         return GO
 
     cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil:
-        """Send, queue or apply the entries todo[0..m) of the batch. `todo` is used up. 0, ERR_MEMORY or ERR_FAILED."""
+        """Send, queue or apply the entries todo[0..m) of the batch. `todo` is used up. 0, ERR_MEMORY, ERR_FAILED or NOT_HERE."""
         cdef worker_t* w = b.w
         cdef uint32_t* chain = w.chain
         cdef Py_ssize_t j, left
         cdef int64_t i, following, go, go_last
-        cdef int d, num_dests, rc
+        cdef int d, num_dests, rc, looks = 0
         cdef Rank dest
         cdef Key key
         while m > 0:
@@ -395,6 +399,11 @@ cdef class Protocol:
                         if rc != STILL_AWAY:
                             continue
                         if dest == self.me:             # it left in this instant: look again
+                            looks += 1
+                            if looks > MAX_LOOKS:       # the entry changes before the key leaves, so the next look should have told
+                                if not b.own:
+                                    self.blame(NOT_HERE, key, directory_epoch(self.directory, key))
+                                return NOT_HERE
                             todo[left] = <uint32_t>i
                             left += 1
                             continue
@@ -652,6 +661,8 @@ cdef class Protocol:
         b.vals = vals if carries else NULL
         b.offsets = w.offsets if self.store.visible != NULL and carries else NULL
         rc = self.route(&b, w.misses, m)
+        if rc == NOT_HERE:
+            return rc
         if rc != 0:
             return self.blame(NO_MEMORY if rc == ERR_MEMORY else SEND_FAILED, -1, 0)
         if b.done:

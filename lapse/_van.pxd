@@ -13,6 +13,7 @@ cdef struct channel_t:          # to one other node, or to this node itself
     int64_t messages, bytes     # sent; under mutex
     char user[16]               # what the transport must have authenticated: the rank in decimal
     int32_t greeted             # atomic: 1 once HELLO has arrived, 2 after GOODBYE
+    int descriptor              # of the connection that its HELLO came by, -1: inproc; valid once greeted
     char _apart[64]             # channels do not share a cache line
 
 

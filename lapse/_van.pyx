@@ -8,7 +8,7 @@
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport uintptr_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport atoi, calloc, free, realloc
 from libc.string cimport memcpy, memset, strcmp
 
 from lapse._protocol cimport FINE, NOT_HERE, Protocol, Sink, out_t, worker_t
@@ -153,6 +153,7 @@ cdef class Van(Sink):
         cdef zmq_msg_t msg
         cdef char* data
         cdef char* aligned = NULL
+        cdef const char* descriptor
         cdef void* bigger
         cdef size_t size, room = 0
         cdef int src, rc = FINE
@@ -200,6 +201,9 @@ cdef class Van(Sink):
             elif h.type == STOP and src == self.me:
                 break
             elif h.type == HELLO or h.type == GOODBYE:
+                if h.type == HELLO:
+                    descriptor = zmq_msg_gets(&msg, b"__fd")
+                    self.channels[src].descriptor = atoi(descriptor) if descriptor != NULL else -1
                 store_i32(&self.channels[src].greeted, 1 if h.type == HELLO else 2)
                 add_u32(&self.changed, 1)
                 unpark(&self.changed)
@@ -284,6 +288,11 @@ cdef class Van(Sink):
     def wait_greetings(self, double timeout):
         """Wait for the HELLO of every node; returns the ranks that are still missing after `timeout` seconds (or at a failure)."""
         return self.await_level(1, timeout)
+
+    def connections(self):
+        """{rank: file descriptor} of the connections that the HELLOs of the other nodes came by."""
+        return {rank: self.channels[rank].descriptor for rank in range(self.num_nodes)
+                if load_i32(&self.channels[rank].greeted) and self.channels[rank].descriptor >= 0}
 
     def wait_goodbyes(self, double timeout):
         """Wait for the GOODBYE of every node; returns the ranks that are still missing after `timeout` seconds (or at a failure)."""

@@ -64,7 +64,7 @@ class Coordinator:
         self._pid = pid
         self._gather = gather
         self._launched = launched               # a launcher will tell how processes ended
-        self._ended: dict[int, str] = {}        # rank -> how its process ended, as the launcher says
+        self._ended: dict[int, tuple[str, int]] = {}    # rank -> how its process ended, as the launcher says, and its pid
         self._barriers: dict[str, Barrier] = {}
         self._groups: dict[str, frozenset[str]] = {}
         self._retired: set[str] = set()
@@ -115,12 +115,13 @@ class Coordinator:
             return
         self._blame(member, LOST, LOST_TEXT, "the scheduler", now)
 
-    def ended(self, rank: int, status: int, now: float) -> None:
-        """The launcher's word: the process of this rank ended with this exit code, or, below 0, by this signal."""
+    def ended(self, rank: int, status: int, pid: int, now: float) -> None:
+        """The launcher's word: the process of this rank (on this host) ended with this exit code, or, below 0, by this signal."""
         member = self._ranked(rank)
         if self.over or (member is not None and member.left):
             return
-        self._ended[rank] = cause = end_text(status) + ("" if status or not member else " without shutting down its server")
+        cause = end_text(status) + ("" if status or not member else " without shutting down its server")
+        self._ended[rank] = cause, pid
         if member is not None:
             self._blame(member, KILLED if status < 0 else EXITED, cause, "the launcher", now)
         elif self.members:
@@ -232,8 +233,8 @@ class Coordinator:
 
     def _missing_ended(self, rank: int, now: float) -> None:
         """A process is gone that never joined: the others need not wait for it."""
-        status = self._ended[rank]
-        self._report(EXITED, Failure(rank, "", 0, f"{status} before it joined the job", "the launcher"), now)
+        how, pid = self._ended[rank]
+        self._report(EXITED, Failure(rank, hosts.host_name(), pid, f"{how} before it joined the job", "the launcher"), now)
 
     def _refuse_all(self, reason: str) -> None:
         log.error("%s", reason)

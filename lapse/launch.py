@@ -170,7 +170,7 @@ class _Launch:
         if rank not in self._results:
             self._died = self._died or (rank, status)
             if self._scheduler is not None:
-                self._scheduler.process_ended(rank, status)
+                self._scheduler.process_ended(rank, status, process.pid)
             self._fail_soon()
 
     def _fail_soon(self) -> None:
@@ -208,7 +208,8 @@ def _node_main(parent: int, rank: int, task: dict, orders, answers) -> None:
     """The life of a node: run the workers, hand over their results, or the first exception as soon as it is raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C reaches the launching process, which ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    die_with_parent(parent)
+    if os.getppid() == parent:     # not so with a fork server
+        die_with_parent(parent)
     try:
         os.environ.update(orders.recv())
         results = _run_workers(task)

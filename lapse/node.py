@@ -44,6 +44,7 @@ JOIN_THREADS = 10.0             # seconds for the node's own threads to end
 
 _config: Config | None = None
 _node: Node | None = None       # the last one of this process
+_watching = False               # the main thread's end is watched
 _kept_in_child: list = []       # nodes of the parent, never to be closed here
 
 
@@ -184,6 +185,8 @@ class Node:
             if missing and not self.failure:
                 raise LapseError(f"no word from node {', '.join(map(str, missing))} on its data connection within "
                                  f"{config.join_timeout:g} s")
+            for rank, descriptor in self.van.connections().items():
+                self.cluster.heard(rank, descriptor)
             self.cluster.ready()
             self.catch_interrupts()
         except BaseException as error:
@@ -301,6 +304,7 @@ class Node:
         try:
             self.cluster.barrier(group, member, timeout)
         except NodeFailure:
+            self.failed.wait(JOIN_THREADS)      # from here on every call of this node fails
             if self.interrupted:
                 raise self.error(_van.ERR_INTERRUPTED) from None
             raise
@@ -356,8 +360,8 @@ class Node:
 
     def log_trace(self):
         if self.config.trace_keys and self.van is not None:
-            for line in self.protocol.drain_trace():
-                trace_log.info("%s", line)
+            for when, key, what, peer, epoch in self.protocol.drain_trace():
+                trace_log.info("node %d: key %d %s, other node %d, epoch %d, at %.6f s", self.rank, key, what, peer, epoch, when / 1e9)
 
     # -- statistics
 
@@ -486,17 +490,30 @@ class Node:
             self.van.fail(_van.ERR_FORKED)
 
 
+def _last_error() -> BaseException | None:
+    """The exception that the main thread died of, if it did."""
+    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+
+
 @atexit.register
 def _at_exit():
     if _node is not None and _node.active:
-        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        error = _last_error()
         reason = f" after {type(error).__name__}: {error}" if error is not None else ""
         _node.abandon(f"exited without shutdown{reason}")
 
 
+def _watch_main_thread():
+    """Python waits for all threads before atexit; when the main thread died of an exception, ours must not wait for the job."""
+    threading.main_thread().join()
+    if _last_error() is not None:
+        _at_exit()
+
+
 def _after_fork():
-    global _node
+    global _node, _watching
     node, _node = _node, None
+    _watching = False
     if node is not None and node.active:
         node.after_fork()
 
@@ -518,7 +535,7 @@ class Server:
     """
 
     def __init__(self, *args, dtype="float32", stored_lengths=None):
-        global _node
+        global _node, _watching
         if _config is None:
             raise RuntimeError("lapse.Server: call lapse.setup(num_keys, num_threads) first")
         if _config.role == "scheduler":
@@ -544,6 +561,9 @@ class Server:
         finalizer.atexit = False
         self._protocol, self._van, self._cluster = node.protocol, node.van, node.cluster
         self._dtype = np.dtype(dtype)
+        if not _watching:
+            _watching = True
+            threading.Thread(target=_watch_main_thread, name="lapse-main-watch", daemon=True).start()
 
     def _error(self, code: int) -> Exception:
         return self._node.error(code)
@@ -571,6 +591,8 @@ class Server:
 
     def my_rank(self) -> int:
         """Return the rank of this node, from 0. Asynchronous; thread-safe; local."""
+        if self._node.forked:
+            self._node.check()
         return self._node.rank
 
     @property

@@ -314,7 +314,7 @@ class _Run:
                     self._selector.unregister(node.pidfd)
                     os.close(node.pidfd)
                 if not (node.signalled and node.status < 0):
-                    self._scheduler.process_ended(node.rank, node.status)
+                    self._scheduler.process_ended(node.rank, node.status, node.pid)
                 if node.failed_by_itself:
                     self._failed.append(node)
                     self._end_soon(now, FAILURE_GRACE)

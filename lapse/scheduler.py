@@ -71,9 +71,9 @@ class Scheduler:
         """How many nodes have joined so far. Any thread."""
         return len(self._coordinator.members)
 
-    def process_ended(self, rank: int, status: int) -> None:
+    def process_ended(self, rank: int, status: int, pid: int) -> None:
         """The launcher's word: how a node's process ended (subprocess's returncode)."""
-        self._command(self._coordinator.ended, rank, status)
+        self._command(self._coordinator.ended, rank, status, pid)
 
     def accuse(self, rank: int | None, cause: str) -> None:
         """The launcher's word: the job fails, by this rank or (None) by something outside of the nodes."""

@@ -21,8 +21,8 @@ from lapse._operations cimport counters_t, op_finished, worker_t
 from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
 from lapse._sync cimport fence, load_i32, load_i64, load_u32, park, store_i32, store_u32, swap_i32
-from lapse._types cimport (DONE, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE,
-                           OP_PULL, OP_PUSH, OP_SET, Key)
+from lapse._types cimport (DONE, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY,
+                           OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key)
 from lapse._types cimport Timestamp as Time
 from lapse._worker cimport Worker as Core
 
@@ -218,6 +218,8 @@ cdef Operations operations_of(Core me):
         raise RuntimeError("lapse.Worker.__init__ has not been called")
     if me.w == NULL:
         raise RuntimeError("this Worker has been finalized")
+    if load_i32(&me.van.state) == ERR_FORKED:
+        fail(me, ERR_FORKED)
     return <Operations>me.buffers
 
 
@@ -602,7 +604,7 @@ class Worker(Core):
         cdef int code
         if w == NULL:
             return
-        ops = <Operations>me.buffers
+        ops = operations_of(me)
         limit = nanoseconds_of(ops, timeout)
         node = me.server._node
         enter(me, w)

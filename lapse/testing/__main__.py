@@ -21,8 +21,8 @@ def natural(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m lapse.testing", description="Run schedules of simulated clusters and check each; what is not "
-                                "given takes all its values in turn.")
+    p = argparse.ArgumentParser(prog="python -m lapse.testing", description="Run schedules of simulated clusters and check each. "
+                                "What is not given takes all its values in turn.")
     p.add_argument("--schedules", type=natural, default=20_000, help="how many (default: %(default)s)")
     p.add_argument("--seed", type=int, default=1, help="of the first one; the others count up (default: %(default)s)")
     p.add_argument("--mode", choices=MODES, help="which operations are waited for at once: all, half, none")

@@ -827,26 +827,25 @@ cdef class Schedule:
         cdef world_t* s = &self.world
         cdef worker_t* w = self.workers[a]
         cdef Protocol node = self.nodes[s.actor[a].node]
-        cdef uint32_t todo[MAX_POSITIONS]
         cdef Py_ssize_t m
         cdef int code
         cdef size_t bytes = c.numbers * sizeof(int64_t)
-        self.fill(a, c)
         turn(s)
         if s.aborted:
             return 0
+        self.fill(a, c)
         self.operations += 1
         c.begin = s.steps
         c.open = True
         c.ts = DONE
         note_call(s, BEGINS, c, False)
         self.note_writes(a, c)
-        m = self.do_local(a, w, c, todo)
+        m = self.do_local(a, w, c, w.misses)        # (room for 64 positions from the start)
         if m > 0 and w.next_ts > w.mask:
             self.sleep(a, w, w.next_ts - w.mask - 1)        # credit: the place in the ring must be free
         if m > 0 and not s.aborted:
             turn(s)
-            code = node.issue(w, c.kind, c.keys, c.n, c.vals, todo, m, bytes, &c.ts)
+            code = node.issue(w, c.kind, c.keys, c.n, c.vals, w.misses, m, bytes, &c.ts)
             if code != 0:
                 fail(s, ISSUE, c.keys[0], code)
         if c.kind != OP_PULL:               # push and set copy before they return
@@ -859,7 +858,7 @@ cdef class Schedule:
         cdef store_t* store = s.stores[s.actor[a].node]
         cdef Py_ssize_t m = 0, i
         cdef uint32_t miss
-        if not self.shared_memory or load_i64(&w.pins.cached) > 0:
+        if not self.shared_memory or (c.kind != OP_LOCALIZE and load_i64(&w.pins.cached) > 0):
             for i in range(c.n):
                 todo[i] = <uint32_t>i
             return c.n
@@ -907,6 +906,7 @@ cdef class Schedule:
             turn(s)
             if op_finished(w, ts):
                 break
+            turn(s)
             if load_u32(&w.event) == seen:
                 s.actor[a].state = PARKED
                 turn(s)

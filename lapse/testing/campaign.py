@@ -29,10 +29,10 @@ class Tally(NamedTuple):
 def configurations(*, nodes: Iterable[int] | None = None, workers: Iterable[int] | None = None, modes: Iterable[str] | None = None,
                    caches: Iterable[bool] | None = None, shared_memory: Iterable[bool] | None = None,
                    lengths: Iterable[str] | None = None) -> list[dict]:
-    """Every combination of what is given; by default sync, mixed, async; 2 to 4 nodes of 2 or 3 workers; caches off and on; local memory shared
-    or not; lengths uniform and mixed. (Without shared memory nothing is cached.)"""
-    chosen = itertools.product(modes or MODES, nodes or (2, 3, 4), workers or (2, 3), caches or (False, True), shared_memory or (True, False),
-                               lengths or LENGTHS)
+    """Every combination of what is given; by default sync, mixed, async; 2 to 4 nodes of 2 or 3 workers; caches off and on; local memory
+    shared or not; lengths uniform and mixed. (Without shared memory nothing is cached.)"""
+    chosen = itertools.product(modes or MODES, nodes or (2, 3, 4), workers or (2, 3), caches or (False, True),
+                               shared_memory or (True, False), lengths or LENGTHS)
     names = ("mode", "nodes", "workers", "caches", "shared_memory", "lengths")
     made = [dict(zip(names, values)) for values in chosen]
     return [one for one in made if one["shared_memory"] or not one["caches"] or caches is not None]

@@ -13,8 +13,8 @@ then sees one number per worker: how many of its pushes had been applied. For ea
 Keys that are set instead hold numbers that are written only once each; `check_registers` asks for one order of them that every worker's
 program and real time agree with.
 
-Sources: the conditions are those of a Wing-Gong history of a counter per worker, whose increments commute and can be told apart; the register
-check is per-location coherence (Cantin, Lipasti, Smith, 2005) with the read mapping known, where it is linear.
+Sources: linearizability after Herlihy and Wing (1990), of counters whose increments commute and can be told apart, so that sorting is all
+it takes; the register check is per-location coherence with known writers (Cantin, Lipasti, Smith, 2005), a search for cycles.
 """
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def check(history: History, *, base=None, real_time: bool = True, limit: int = 5
         return []
     if base is not None:
         seen = seen - np.asarray(base)[reads[:, KEY], :seen.shape[1]]
-    keys, dense = np.unique(np.concatenate((reads[:, KEY], writes[:, KEY])), return_inverse=True)
+    _, dense = np.unique(np.concatenate((reads[:, KEY], writes[:, KEY])), return_inverse=True)
     view = _View(history, seen, dense[:len(reads)], dense[len(reads):], limit)
     return view.own() + view.back() + view.chain() + (view.real_time() if real_time else [])
 
@@ -137,8 +137,12 @@ class _View:
         found = []
         for row in rows[:self.limit]:
             worker, order, key = (int(x) for x in self.reads[row, :3])
-            found.append(Finding(rule, key, f"{rule}: call {order} of worker {worker} saw {self.seen[row].tolist()} of key {key}, {text(row)}"))
+            saw = self.seen[row].tolist()
+            found.append(Finding(rule, key, f"{rule}: call {order} of worker {worker} saw {saw} of key {key}, {text(row)}"))
         return found
+
+    def compared(self, rule: str, bad, counts, what: str) -> list[Finding]:
+        return self.finding(rule, np.flatnonzero(bad), lambda row: f"but {counts[row]} {what}")
 
     def own(self) -> list[Finding]:
         """Own reads exact."""
@@ -185,10 +189,9 @@ class _View:
             least = np.searchsorted(finished, start + begin) - np.searchsorted(finished, start)
             most = np.searchsorted(begun, start + end, side="right") - np.searchsorted(begun, start)
             component = self.seen[:, worker]
-            found += self.finding("misses a finished push", np.flatnonzero(component < least), lambda row: f"but {least[row]} pushes "
-                                  f"of worker {worker} had finished before it began")
-            found += self.finding("from the future", np.flatnonzero(known & (component > most)), lambda row: f"but only {most[row]} "
-                                  f"pushes of worker {worker} had begun when it finished")
+            found += self.compared("misses a finished push", component < least, least, f"pushes of worker {worker} had finished before it")
+            found += self.compared("from the future", known & (component > most), most,
+                                   f"pushes of worker {worker} had begun when it finished")
         # what any pull saw that finished before this one began: the largest sum will do, as the vectors are a chain
         rows = np.flatnonzero(known)
         rows = rows[np.lexsort((end[rows], self.read_key[rows]))]
@@ -227,7 +230,8 @@ def _check_register(key: int, rows: list) -> list[Finding]:
         if writer is None:
             return [Finding("never set", key, f"never set: {who}, which nobody has set")]
         if 0 <= row[SET_END] < writer[SET_BEGIN] or (row[WORKER] == writer[WORKER] and row[ORDER] < writer[ORDER]):
-            return [Finding("from the future", key, f"from the future: {who}, which call {writer[ORDER]} of worker {writer[WORKER]} set later")]
+            later = f"call {writer[ORDER]} of worker {writer[WORKER]}"
+            return [Finding("from the future", key, f"from the future: {who}, which {later} set later")]
     edges: dict = {0: {("value", value) for value in writers}}
     graph = {("value", row[VALUE]): set() for row in rows}
     graph["value", 0] = edges[0]
@@ -265,7 +269,7 @@ def _add_program_order(graph, rows) -> None:
 def _add_real_time(graph, rows) -> None:
     """From each value to a moment after it was accessed, from moment to moment, and from there to the values accessed later."""
     begins = sorted({row[SET_BEGIN] for row in rows})
-    for i, begin in enumerate(begins):
+    for i in range(len(begins)):
         graph["time", i] = {("time", i + 1)} if i + 1 < len(begins) else set()
     places = {begin: i for i, begin in enumerate(begins)}
     begins = np.array(begins)

@@ -75,9 +75,9 @@ class Violation(Exception):
 class Simulation:
     """A cluster of `nodes` real protocol nodes with `workers` workers each, run in this thread in an order drawn from `seed`.
 
-    Each worker does `ops` operations (pull, push, set, localize, of one or several keys, with duplicates) on `keys` keys that are added to and
-    `registers` keys that are set. mode: "sync" waits for every operation, "async" for few before the end, "mixed" for half of them. caches:
-    location caches. shared_memory: workers reach local keys directly. lengths: "uniform", or "mixed" for values whose lengths differ.
+    Each worker does `ops` operations (pull, push, set, localize, of one or several keys, with duplicates) on `keys` keys that are added to
+    and `registers` keys that are set. mode: "sync" waits for every operation, "async" for few before the end, "mixed" for half of them.
+    caches: location caches. shared_memory: workers reach local keys directly. lengths: "uniform", or "mixed" where they differ.
     faults: names out of FAULTS (or their bits), for the tests that show that the tests find them.
 
     A Simulation runs once. One thread; local.
@@ -132,7 +132,8 @@ class Simulation:
     def _wait(self, state: int, channel: int, holder: int) -> str:
         if state == 3:
             return "sleeps"
-        return f"waits for the channel to node {channel % self.settings['nodes']}" + (f", which {self._actor(holder)} has" if holder >= 0 else "")
+        text = f"waits for the channel to node {channel % self.settings['nodes']}"
+        return f"{text}, which {self._actor(holder)} has" if holder >= 0 else text
 
     def _actor(self, actor: int) -> str:
         nodes, workers = self.settings["nodes"], self.settings["workers"]
@@ -148,7 +149,7 @@ class Simulation:
     def _trace(self, schedule, key: int, about: int = 40, last: int = 10) -> list[str]:
         """The last events about the key, and the very last ones about any."""
         events = list(schedule.events())
-        chosen = {i for i in range(max(0, len(events) - last), len(events))}
+        chosen = set(range(max(0, len(events) - last), len(events)))
         concerned = (i for i in range(len(events) - 1, -1, -1) if key < 0 or key in events[i][12])
         chosen.update(islice(concerned, about))
         return [self._line(events[i]) for i in sorted(chosen)]

@@ -3,6 +3,7 @@
 Blocks marked `sh` are run line by line in a shell at the root of the tree, blocks marked `python` as a program of one node. Another mark
 (`text`, `console`, `bibtex`) is for what is not meant to be run.
 """
+import os
 import re
 import subprocess
 import sys
@@ -31,9 +32,11 @@ def test_there_is_something_to_run():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command):
-    """The line as it stands, with the Python of this test first on the path."""
+    """The line as it stands, with the Python of this test first on the path, and lapse as if it were installed."""
     shell = ["bash", "-euo", "pipefail", "-c", f'PATH="$1:$PATH"; {command}', "bash", str(Path(sys.executable).parent)]
-    done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900, check=False)
+    installed = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(shell, cwd=ROOT, env=installed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900,
+                          check=False)
     assert done.returncode == 0, done.stdout
 
 

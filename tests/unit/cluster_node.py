@@ -90,6 +90,10 @@ class Node:
         for _ in range(megabytes):
             self.cluster.push[rank].send(bytes(1 << 20))
 
+    def do_cut(self, end):
+        """Close one end of a data connection with node 0, as a cut between the two would."""
+        (self.cluster.pull if end == "pull" else self.cluster.push[0]).close(0)
+
     def do_hold_gil(self, seconds):
         ctypes.PyDLL(None).sleep(seconds)
 

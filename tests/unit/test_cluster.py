@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -498,6 +499,14 @@ def test_a_killed_node_is_named(start, transport):
     assert job.join() == failure
 
 
+def test_the_scheduler_itself_sees_a_node_die(start):
+    job = start(1)
+    node, = job.start_nodes()
+    node.popen.kill()
+    failure = job.join()
+    assert (failure.rank, failure.cause, failure.noticed_by) == (0, "the process died", "the scheduler")
+
+
 def test_a_killed_node_that_waits_in_a_barrier(start):
     job = start(2)
     nodes = job.start_nodes()
@@ -529,6 +538,19 @@ def test_a_frozen_node_is_noticed_by_a_sender_with_a_backlog(start, transport):
     os.kill(nodes[1].pid, signal.SIGSTOP)
     nodes[0].ask("flood", rank=1, megabytes=20)
     assert nodes[0].expect("failure")["rank"] == 1
+
+
+@pytest.mark.parametrize("end", ["pull", "push"])
+def test_a_cut_between_two_nodes_is_noticed(start, end):
+    """Both are alive and in touch with the scheduler; only their monitors can tell, those of PUSH and those of PULL."""
+    job = start(3)
+    nodes = job.start_nodes()
+    for node in nodes:
+        node.tell("exchange", size=1)
+    for node in nodes:
+        node.expect("done", what="exchange")
+    nodes[1].ask("cut", end=end)
+    assert "its connection broke" in assert_all_get(nodes, rank=1).cause
 
 
 def test_a_frozen_scheduler_ends_the_job(start):
@@ -596,17 +618,17 @@ def test_the_launchers_word_wins(start):
     nodes = job.start_nodes()
     nodes[1].popen.kill()
     nodes[1].popen.wait()
-    job.scheduler.process_ended(1, nodes[1].popen.returncode)
+    job.scheduler.process_ended(1, nodes[1].popen.returncode, nodes[1].pid)
     assert_all_get(nodes[:1], rank=1, cause="killed by signal 9 (SIGKILL)", noticed_by="the launcher")
 
 
 def test_a_process_that_ends_before_it_joins(start):
     job = start(2, scheduler=False)
     job.start_scheduler(launched=True)
-    job.scheduler.process_ended(1, 3)
+    job.scheduler.process_ended(1, 3, 4711)
     refusal = job.start_node(0).expect("refused")
     assert refusal["error"] == "NodeFailure"
-    assert "node 1: ended with exit code 3 before it joined" in refusal["text"]
+    assert f"node 1 ({hosts.host_name()}, pid 4711): ended with exit code 3 before it joined" in refusal["text"]
 
 
 def test_a_node_that_dies_while_the_cluster_forms(start):
@@ -633,6 +655,7 @@ def test_a_forked_child_neither_sends_nor_closes(start):
     job = start(2)
     nodes = job.start_nodes()
     assert "forked child" in nodes[0].ask("fork")["result"]
+    assert Path(job.infos[1]["push"][0].removeprefix("ipc://")).exists()
     for rank, node in enumerate(nodes):
         node.tell("barrier", group="nodes", member=str(rank))
     for node in nodes:
@@ -772,9 +795,12 @@ def test_start_and_stop_leak_nothing():
     assert (open_files(), threading.active_count()) == before
 
 
-def test_folders_of_dead_processes_are_swept():
+def test_folders_of_dead_processes_are_swept(monkeypatch):
     """A folder whose owner was killed goes when the next one is made; one that is in use stays."""
     program = "import os, signal\nfrom lapse import ipc\nprint(ipc.Folder().path, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    base = tempfile.mkdtemp(dir="/tmp", prefix="t-")
+    monkeypatch.setenv("TMPDIR", base)
+    monkeypatch.setattr(tempfile, "tempdir", base)
     dead = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout.strip()
     assert Path(dead).is_dir()
@@ -787,3 +813,5 @@ def test_folders_of_dead_processes_are_swept():
         assert not Path(other.path).exists()
     finally:
         mine.remove()
+    assert not list(Path(base).iterdir())
+    Path(base).rmdir()

@@ -88,11 +88,11 @@ SOMEBODY = ("fail", "a", 1.0, "lost somebody", None, "lost")
     ([SOMEBODY, ("lost", "b", 1.1)], 1, "its connection broke"),
     ([LOST_C, ("fail", "b", 1.1, "I broke")], 1, "I broke"),
     ([LOST_C, ("fail", "b", 1.1, "it lies", 0)], 0, "it lies"),
-    ([("fail", "a", 1.0, "it lies", 2), ("ended", 1, 3, 1.1)], 1, "ended with exit code 3"),
-    ([("fail", "b", 1.0, "interrupted"), ("ended", 1, 1, 1.1)], 1, "interrupted"),
-    ([("fail", "b", 1.0, "I broke"), ("ended", 2, -9, 1.1)], 2, "killed by signal 9 (SIGKILL)"),
+    ([("fail", "a", 1.0, "it lies", 2), ("ended", 1, 3, 7, 1.1)], 1, "ended with exit code 3"),
+    ([("fail", "b", 1.0, "interrupted"), ("ended", 1, 1, 7, 1.1)], 1, "interrupted"),
+    ([("fail", "b", 1.0, "I broke"), ("ended", 2, -9, 7, 1.1)], 2, "killed by signal 9 (SIGKILL)"),
     ([("fail", "b", 1.0, "first"), ("fail", "c", 1.1, "second")], 1, "first"),
-    ([("ended", 0, 0, 1.0)], 0, "ended with exit code 0 without shutting down its server"),
+    ([("ended", 0, 0, 7, 1.0)], 0, "ended with exit code 0 without shutting down its server"),
     ([("accuse", 2, "ValueError: no", 1.0)], 2, "ValueError: no"),
     ([("accuse", None, "the launcher gave up", 1.0)], None, "the launcher gave up"),
 ])
@@ -114,7 +114,7 @@ def test_the_first_report_opens_a_window_for_better_ones():
 
 def test_a_signal_needs_no_window():
     bench = Bench(launched=True).up()
-    bench.core.ended(1, -signal.SIGSEGV, 1.0)
+    bench.core.ended(1, -signal.SIGSEGV, 7, 1.0)
     assert bench.core.over
     assert "SIGSEGV" in bench.core.failure.cause
 
@@ -122,7 +122,7 @@ def test_a_signal_needs_no_window():
 def test_a_node_that_left_cannot_fail():
     bench = Bench().up()
     bench.say("a", "leave")
-    for event in (lambda: bench.core.lost("a", 1.0), lambda: bench.core.ended(0, 1, 1.0), lambda: bench.fail("a", 1.0),
+    for event in (lambda: bench.core.lost("a", 1.0), lambda: bench.core.ended(0, 1, 7, 1.0), lambda: bench.fail("a", 1.0),
                   lambda: bench.fail("b", 1.0, "gone", 0, "lost"), lambda: bench.core.violation("a", "x", 1.0)):
         event()
         assert bench.core.tick(100.0) is None

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def program(body: str, keys: str = "10") -> list[str]:
 
 
 @pytest.fixture
-def tag(monkeypatch):
+def tag(monkeypatch, tmp_path):
     """A variable in the environment of everything that the test starts; in the end no process may have it, and no folder be left."""
     value = secrets.token_hex(8)
     monkeypatch.setenv("TEST_TAG", value)
@@ -54,7 +55,9 @@ def tag(monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in [n for n in os.environ if n.startswith(("DMLC_", "LAPSE_"))]:
         monkeypatch.delenv(name)
-    before = folders()
+    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="t-"))    # others may run jobs on this machine now
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield value
     deadline = time.monotonic() + 5
     while tagged(value) and time.monotonic() < deadline:
@@ -64,20 +67,22 @@ def tag(monkeypatch):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)    # carries our tag
     assert not left
-    assert not folders() - before
-
-
-def folders() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob(ipc.PREFIX + "*") if path.stat().st_uid == os.getuid()}
+    jobs = list(folder.glob(ipc.PREFIX + "*"))
+    shutil.rmtree(folder)
+    assert not jobs
 
 
 def tagged(value: str) -> list[int]:
-    """The processes that were started with this TEST_TAG (the test's own does not count: its variable was set later)."""
+    """The processes that were started with this TEST_TAG (the test's own does not count: its variable was set later).
+
+    Not multiprocessing's resource tracker, which lives as long as the process that has spawned others.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                if f"TEST_TAG={value}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                tagged_too = f"TEST_TAG={value}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                if tagged_too and b"resource_tracker" not in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
     return found
 

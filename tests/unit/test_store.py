@@ -1,9 +1,11 @@
 """The store against a dict, byte by byte; under threads; and what it costs in memory."""
 import faulthandler
+import itertools
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 EXT = Path(__file__).resolve().parents[1] / "ext"
 sys.path.insert(0, str(EXT))
-from probe_build import load_extension  # noqa: E402
+from probe_build import load_extension
 
 DTYPES = [np.float32, np.float64, np.int32, np.int64]       # in the order of ValueType
 DEADLINE = 120
@@ -73,8 +75,8 @@ def numbers(rng, n, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("lengths", [(0, 0), (0, 2), (1, 1), (2, 2), (3, 5), (4, 4), (7, 7), (10, 10), (16, 17), (33, 33), (100, 100), (1000, 2000), "mixed"],
-                         ids=str)
+@pytest.mark.parametrize("lengths", [
+    (0, 0), (0, 2), (1, 1), (2, 2), (3, 5), (4, 4), (7, 7), (10, 10), (16, 17), (33, 33), (100, 100), (1000, 2000), "mixed"], ids=str)
 def test_random_operations_as_a_dict_would_do_them(probe, dtype, lengths):
     rng = np.random.default_rng(DTYPES.index(dtype) + 10)
     num_keys, home = 97, (20, 70)
@@ -168,7 +170,7 @@ def test_rows_stay_where_they_are_and_free_ones_are_used_again(probe):
     assert len(set(addresses)) == 5000
     assert all(a % 8 == 0 for a in addresses)
     spans = sorted(addresses)
-    assert all(b - a >= 40 + 8 for a, b in zip(spans, spans[1:]))       # rows and headers do not overlap
+    assert all(b - a >= 40 + 8 for a, b in itertools.pairwise(spans))       # rows and headers do not overlap
     assert [store.address(k) for k in range(5000)] == addresses
     for k in range(0, 5000, 3):
         store.remove(k, 1)
@@ -311,6 +313,32 @@ def test_relocations_under_the_hands_of_pushing_and_pulling_threads(probe):
     assert sum(store.epoch(k) for k in range(40)) == moves
 
 
+@pytest.mark.parametrize("classes", [1, 500])
+def test_rows_made_by_many_threads_at_once_are_all_different(probe, classes):
+    num_keys = 40_000
+    lengths = (1 + np.arange(num_keys) % classes).astype(np.uint32)
+    moving = np.arange(50)                      # these leave and come back meanwhile: their rows change hands
+    ones = np.ones(lengths.sum(), np.int32).view(np.uint8)
+
+    def pushers(store, orders):
+        try:
+            return in_threads(*(lambda keys=keys: store.push_often(keys, ones, 1, 0, 200) for keys in orders))
+        finally:
+            store.halt()
+
+    for attempt in range(5):
+        store = probe.Probe(num_keys, 0, num_keys, 2, lengths, lengths)
+        rng = np.random.default_rng(attempt)
+        orders = [50 + rng.permutation(num_keys - 50) for _ in range(3)]
+        served, _ = in_threads(partial(pushers, store, orders), partial(store.relocate_until_stopped, moving))
+        rows = np.array([store.address(k) for k in range(num_keys)])
+        order = np.argsort(rows)
+        assert (np.diff(rows[order]) >= 4 * lengths[order][:-1] + 8).all()
+        out = np.zeros(lengths.sum(), np.int32)
+        assert store.batch("pull", np.arange(num_keys), out.view(np.uint8)) == []
+        assert (out == np.repeat(np.arange(num_keys) >= 50, lengths) * sum(rounds for rounds, _ in served)).all()
+
+
 def test_sets_are_never_torn(probe):
     store = probe.Probe(8, 0, 8, 3, 50, 50)
     keys = np.arange(8)
@@ -409,7 +437,8 @@ def test_bytes_per_key(length, touched, mixed, most):
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's resident size")
 def test_a_small_store_is_small(probe):
     def resident():
-        return next(int(line.split()[1]) for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("Rss:"))
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
 
     stores = [probe.Probe(100, 0, 100, 0, 10, 10) for _ in range(3)]
     before = resident()

@@ -1,0 +1,159 @@
+"""The simulation finds nothing in the protocol, and finds every bug that is put into it."""
+import gc
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lapse._build import kind
+
+pytest.importorskip("greenlet")
+if kind in ("asan", "tsan"):
+    pytest.skip("greenlets move pieces of stack, which the sanitizers do not follow", allow_module_level=True)
+
+from lapse.testing import Result, Simulation, Violation, campaign
+from lapse.testing.simulation import FAULTS, fault_bits
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*args, timeout=600):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run([sys.executable, "-m", "lapse.testing", *args], env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def find(schedules, settings, **more):
+    """The first violation and how many schedules it took, or None."""
+    for i in range(schedules):
+        try:
+            Simulation(i + 1, **settings[i % len(settings)], **more).run()
+        except Violation as violation:
+            return i + 1, violation
+    return None
+
+
+def test_no_violation():
+    """20,000 schedules over sync, mixed, async; caches off and on; 2 to 4 nodes; with and without shared memory; both kinds of lengths."""
+    done = command("--schedules", "20000", "--processes", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("20000 of 20000 schedules, ")
+    assert done.stdout.endswith(": no violation\n")
+    assert done.stderr == ""
+    numbers = [int(number) for number in re.findall(r"\d+", done.stdout)]
+    assert min(numbers[3:5]) > 100_000              # messages and relocations: it was not about nothing
+
+
+@pytest.mark.parametrize("shape", [
+    pytest.param({"nodes": 1}, id="one node"),
+    pytest.param({"nodes": 3, "keys": 1, "registers": 0, "ops": 30}, id="one key"),
+    pytest.param({"nodes": 2, "keys": 1, "registers": 3}, id="registers"),
+    pytest.param({"nodes": 8, "workers": 1, "keys": 2}, id="more nodes than keys"),
+    pytest.param({"nodes": 2, "workers": 6, "keys": 12, "lengths": "mixed"}, id="many keys"),
+    pytest.param({"nodes": 4, "ops": 0}, id="no operation"),
+])
+def test_other_shapes(shape):
+    for mode in ("sync", "async"):
+        for settings in ({"caches": True}, {"caches": False}, {"shared_memory": False}):
+            assert find(40, [{**shape, **settings, "mode": mode}]) is None
+
+
+# In synchronous operations no route can change while one is unanswered, so two of the faults need others.
+@pytest.mark.parametrize("fault, modes, caches", [
+    ("split_route", ["async", "mixed"], False),
+    ("split_route", ["async", "mixed"], True),
+    ("no_cache_rule", ["async", "mixed"], True),
+    ("late_directory", ["sync", "async", "mixed"], False),
+    ("no_queue", ["sync", "async", "mixed"], False),
+    ("drop_queue", ["sync", "async", "mixed"], False),
+    ("no_next", ["sync", "async", "mixed"], False),
+    ("loss", ["sync", "async", "mixed"], False),
+    ("duplicate", ["sync", "async", "mixed"], False),
+    ("reorder", ["sync", "async", "mixed"], False),
+    ("loss,no_sequence", ["sync", "async", "mixed"], False),
+    ("duplicate,no_sequence", ["sync", "async", "mixed"], False),
+    ("reorder,no_sequence", ["async", "mixed"], False),
+])
+def test_every_fault_is_found(fault, modes, caches):
+    for mode in modes:
+        found = find(1000, campaign.configurations(modes=[mode], caches=[caches], shared_memory=[True]), faults=fault)
+        assert found is not None, f"{fault} was not found in 1,000 schedules, {mode}"
+
+
+def test_faults_that_need_asynchronous_operations():
+    for fault in ("split_route", "no_cache_rule", "reorder,no_sequence"):
+        assert find(100, campaign.configurations(modes=["sync"], shared_memory=[True]), faults=fault) is None
+
+
+def test_same_seed_same_trace():
+    for i, settings in enumerate(campaign.configurations()):
+        assert Simulation(i, **settings).run() == Simulation(i, **settings).run()
+    hashes = {Simulation(seed).run().trace_hash for seed in range(50)}
+    assert len(hashes) == 50
+
+
+def test_result():
+    result = Simulation(5, nodes=3, workers=2, ops=7).run()
+    assert isinstance(result, Result)
+    assert result.seed == 5
+    assert result.operations == 3 * 2 * 7
+    assert result.turns >= result.switches > 0
+    assert result.messages > result.relocations > 0
+
+
+def test_violation_tells_the_story():
+    _, violation = find(1000, [{"nodes": 3}], faults="no_next")
+    with pytest.raises(Violation) as again:
+        Simulation(violation.seed, nodes=3, faults=["no_next"]).run()
+    assert str(again.value) == str(violation)
+    assert "nothing can go on" in violation.problem
+    assert any("HAND_OVER" in line for line in violation.trace)
+    assert f"--seed {violation.seed} " in violation.command
+    assert "--fault no_next" in violation.command
+
+
+def test_nothing_is_left_behind():
+    def run():
+        for seed in range(60):
+            find(1, [{"nodes": 2 + seed % 3, "faults": "split_route" if seed % 2 else "late_directory"}])
+            Simulation(seed).run()
+    run()
+    gc.collect()
+    before = len(gc.get_objects())
+    run()
+    gc.collect()
+    assert len(gc.get_objects()) <= before + 20
+
+
+@pytest.mark.parametrize("wrong", [
+    {"seed": -1}, {"seed": 2**64}, {"nodes": 0}, {"nodes": 9}, {"workers": 0}, {"nodes": 8, "workers": 8}, {"keys": 0},
+    {"keys": 64, "registers": 1}, {"ops": -1}, {"mode": "fast"}, {"lengths": "long"}, {"faults": "none"}, {"faults": ["split_route", "x"]},
+])
+def test_wrong_settings(wrong):
+    with pytest.raises(ValueError):
+        Simulation(**{"seed": 1, **wrong})
+
+
+def test_fault_bits():
+    assert fault_bits(0) == 0
+    assert fault_bits("loss,no_sequence") == FAULTS["loss"] | FAULTS["no_sequence"]
+    assert len({fault_bits(name) for name in FAULTS}) == len(FAULTS)
+
+
+def test_command_replays():
+    done = command("--schedules", "1000", "--fault", "split_route", "--mode", "async", "--seed", "77")
+    assert done.returncode == 1
+    replay = re.search(r"^  python -m lapse\.testing (--schedules 1 .*)$", done.stdout, re.MULTILINE)[1]
+    again = command(*replay.split())
+    assert again.returncode == 1
+    assert again.stdout.split("seed ", 1)[1] == done.stdout.split("seed ", 1)[1]
+    assert done.stderr == again.stderr == ""
+
+
+def test_command_refuses():
+    for wrong in (["--mode", "fast"], ["--caches", "maybe"], ["--schedules", "0"], ["--fault", "x"]):
+        done = command(*wrong)
+        assert done.returncode == 2
+        assert "usage:" in done.stderr
