@@ -10,10 +10,6 @@ from libc.string cimport memcpy
 
 from apps.mf._kernel cimport cell_t
 
-import numpy as np
-
-from apps.mf._kernel import CELL
-
 cdef enum:
     LONGEST = 400               # characters of a number that strtod gets to see
 
@@ -301,10 +297,3 @@ def scatter(cells, int32_t row_begin, int32_t row_end, int32_t rows_each, int32_
                 to[place[0]] = view[i]
                 place[0] += 1
 
-
-def sort_by_column(cells, int32_t num_cols):
-    """Return the cells in the order of their columns, and where each column begins (num_cols + 1 numbers)."""
-    order = np.argsort(cells["col"], kind="stable")
-    begins = np.zeros(num_cols + 1, dtype=np.int64)
-    np.cumsum(np.bincount(cells["col"], minlength=num_cols), out=begins[1:])
-    return np.ascontiguousarray(cells[order], dtype=CELL), begins

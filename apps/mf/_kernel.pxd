@@ -23,7 +23,7 @@ cdef class Trainer:
         float* col_shrink       # owned; lambda / cells of the column
         const char** hints      # owned; where the rows of this worker and then the columns were seen last; only to prefetch
         char* buffer            # owned; BATCH rows
-        Key* keys               # owned; room for the keys of a batch or a group
+        Key* keys               # owned; room for the keys of a batch
         int32_t* stamps         # owned; per row and column: the group in which it was seen last
         int32_t stamp
         uint64_t random         # state
@@ -38,5 +38,6 @@ cdef class Trainer:
     cdef Key col_key(self, int32_t col) noexcept nogil
     cdef Py_ssize_t update(self, const cell_t* cells, Py_ssize_t n) noexcept nogil
     cdef int update_far(self, const Key* keys, const cell_t* cell, double shrink_w, double shrink_h) noexcept nogil
-    cdef Timestamp localize_group(self, const cell_t* cells, Py_ssize_t n) noexcept nogil
+    cdef Py_ssize_t keys_of(self, const cell_t* cells, Py_ssize_t n, Key* keys) noexcept nogil
+    cdef Timestamp localize_group(self, const cell_t* cells, const int64_t* runs, Py_ssize_t n, Key* keys) noexcept nogil
     cdef void shuffle(self, cell_t* cells, Py_ssize_t n) noexcept nogil

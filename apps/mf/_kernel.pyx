@@ -48,9 +48,9 @@ cdef class Trainer:
 
     def __cinit__(self, Worker worker not None, *, int rank, bint double_precision, int32_t row_begin, int32_t row_end,
                   int32_t num_cols, Key column_key, row_counts, col_counts, double regularization, uint64_t seed, places=None,
-                  Py_ssize_t group=BATCH, bint sync_push=False, bint localize_rows=False, int instructions=2):
+                  bint sync_push=False, bint localize_rows=False, int instructions=2):
         """row_counts: cells per row of this worker; col_counts: cells per column, of the whole matrix. places: where the parameter
-        of each key is. group: the largest number of points of one localize. instructions: 0 for those that any processor has."""
+        of each key is. localize_rows: groups localize their rows, too. instructions: 0 for those that any processor has."""
         cdef const Key[::1] view
         cdef Py_ssize_t rows = row_end - row_begin, i, total
         cdef int64_t[::1] counts
@@ -72,7 +72,7 @@ cdef class Trainer:
         self.hints = <const char**>calloc(total + 1, sizeof(char*))
         self.stamps = <int32_t*>calloc(total + 1, sizeof(int32_t))
         self.buffer = <char*>malloc(BATCH * self.bytes + 1)
-        self.keys = <Key*>malloc(max(2 * group, BATCH, 4) * sizeof(Key))
+        self.keys = <Key*>malloc(BATCH * sizeof(Key))
         if self.row_shrink == NULL or self.hints == NULL or self.stamps == NULL or self.buffer == NULL or self.keys == NULL:
             raise MemoryError("a worker's tables")
         counts = np.ascontiguousarray(np.concatenate((row_counts, col_counts)), dtype=np.int64)
@@ -133,8 +133,10 @@ cdef class Trainer:
                 if rc == 2:
                     self.arith.step(rows[0], rows[1], self.rank, cell.value, self.eps2, shrink_w, shrink_h)
                     self.worker.release(3)
-                    row_hints[cell.row - first] = <const char*>rows[0]
-                    col_hints[cell.col] = <const char*>rows[1]
+                    if row_hints[cell.row - first] != rows[0]:
+                        row_hints[cell.row - first] = <const char*>rows[0]
+                    if col_hints[cell.col] != rows[1]:
+                        col_hints[cell.col] = <const char*>rows[1]
                 else:
                     if rc >= 0:
                         self.worker.release(0)
@@ -180,62 +182,75 @@ cdef class Trainer:
             rc = self.update(at, n)
         return rc
 
-    cdef Timestamp localize_group(self, const cell_t* cells, Py_ssize_t n) noexcept nogil:
-        """Localize the columns of n cells, and their rows when these are not here anyway. n is at most `group`."""
-        cdef Py_ssize_t rows = self.row_end - self.row_begin
+    cdef Py_ssize_t keys_of(self, const cell_t* cells, Py_ssize_t n, Key* keys) noexcept nogil:
+        """Write the keys of the columns of n cells that are not in this group yet, and those of their rows when these are not
+        local anyway; return how many."""
         cdef Py_ssize_t count = 0, i
-        cdef int32_t* col_stamps = self.stamps + rows
+        cdef int32_t* row_stamps = self.stamps - self.row_begin
+        cdef int32_t* col_stamps = self.stamps + (self.row_end - self.row_begin)
+        for i in range(n):
+            if col_stamps[cells[i].col] != self.stamp:
+                col_stamps[cells[i].col] = self.stamp
+                keys[count] = self.col_key(cells[i].col)
+                count += 1
+            if self.localize_rows and row_stamps[cells[i].row] != self.stamp:
+                row_stamps[cells[i].row] = self.stamp
+                keys[count] = self.row_key(cells[i].row)
+                count += 1
+        return count
+
+    cdef Timestamp localize_group(self, const cell_t* cells, const int64_t* runs, Py_ssize_t n, Key* keys) noexcept nogil:
+        """Localize what is needed for n runs of cells; keys: room for two per cell."""
+        cdef Py_ssize_t count = 0, i
         if self.stamp == INT_MAX:
-            for i in range(rows + self.num_cols):
+            for i in range(self.row_end - self.row_begin + self.num_cols):
                 self.stamps[i] = 0
             self.stamp = 0
         self.stamp += 1
         for i in range(n):
-            if col_stamps[cells[i].col] != self.stamp:
-                col_stamps[cells[i].col] = self.stamp
-                self.keys[count] = self.col_key(cells[i].col)
-                count += 1
-            if self.localize_rows and self.stamps[cells[i].row - self.row_begin] != self.stamp:
-                self.stamps[cells[i].row - self.row_begin] = self.stamp
-                self.keys[count] = self.row_key(cells[i].row)
-                count += 1
-        return self.worker.localize(self.keys, count)
+            count += self.keys_of(cells + runs[2 * i], runs[2 * i + 1] - runs[2 * i], keys + count)
+        return self.worker.localize(keys, count)
 
-    def train_ahead(self, cells, starts, Py_ssize_t steps):
-        """Train on groups of cells in the order given, localizing the keys of each group `steps` groups before it is its turn.
+    def train_groups(self, cells, const int64_t[:, ::1] runs, const int64_t[::1] groups, Py_ssize_t steps):
+        """Train on runs of cells (the first cell of each, and the one behind its last) in the order given.
 
-        starts: two numbers per group, its first cell and the one behind its last. Return as `train` does.
+        Group g are the runs groups[g] up to groups[g + 1]. What it needs is localized `steps` groups before it is its turn (0: not at
+        all). Return as `train` does.
         """
         cdef cell_t* at = cells_of(cells)
-        cdef const int64_t[:, ::1] groups = starts
-        cdef Py_ssize_t n = len(groups), g, ahead = 0, rc = 0
+        cdef Py_ssize_t n = len(groups) - 1, g, i, ahead = 0, rc = 0
         cdef Timestamp[::1] under_way = np.empty(steps + 1, dtype=np.int64)
+        cdef Key[::1] keys
         cdef Timestamp ts
+        if len(runs) == 0:
+            return 0
+        sizes = np.add.reduceat(np.diff(np.asarray(runs))[:, 0], np.asarray(groups)[:n])
+        keys = np.empty(2 * sizes.max() if steps else 1, dtype=np.int64)
         with nogil:
             for g in range(n):
-                while steps > 0 and ahead < n and ahead <= g + steps:
-                    ts = self.localize_group(at + groups[ahead, 0], groups[ahead, 1] - groups[ahead, 0])
+                while rc == 0 and steps > 0 and ahead < n and ahead <= g + steps:
+                    ts = self.localize_group(at, &runs[groups[ahead], 0], groups[ahead + 1] - groups[ahead], &keys[0])
                     if ts < DONE:
                         rc = ts
-                        break
                     under_way[ahead % (steps + 1)] = ts
                     ahead += 1
                 if rc == 0 and steps > 0:
                     rc = self.worker.wait(under_way[g % (steps + 1)])
-                if rc == 0:
-                    rc = self.update(at + groups[g, 0], groups[g, 1] - groups[g, 0])
+                i = groups[g]
+                while rc == 0 and i < groups[g + 1]:
+                    rc = self.update(at + runs[i, 0], runs[i, 1] - runs[i, 0])
+                    i += 1
                 if rc != 0 or self.out_of_time or self.budget == 0:
                     break
         return rc
 
-    def shuffle_runs(self, cells, runs):
+    def shuffle_runs(self, cells, const int64_t[:, ::1] runs):
         """Put the cells of each run (its first cell, the one behind its last) into random order."""
         cdef cell_t* at = cells_of(cells)
-        cdef const int64_t[:, ::1] view = runs
         cdef Py_ssize_t i
         with nogil:
-            for i in range(len(view)):
-                self.shuffle(at + view[i, 0], view[i, 1] - view[i, 0])
+            for i in range(len(runs)):
+                self.shuffle(at + runs[i, 0], runs[i, 1] - runs[i, 0])
 
     # --- rows in bulk ----------------------------------------------------------------------------------------------------------------
 
@@ -258,8 +273,9 @@ cdef class Trainer:
                 rc = self.worker.waitall()
         return rc
 
-    def set_random(self, Key begin, Key end, uint64_t seed):
-        """Give the parameters of a range of keys their random start in (0, 1); return as `train` does."""
+    def set_random(self, Key begin, Key end, uint64_t seed, int64_t at, double largest=1.0):
+        """Give the parameters of a range of keys their random start in (0, largest): rows `at` and following of the matrix of random
+        numbers of this seed. Return as `train` does."""
         cdef Py_ssize_t n, i, rc = 0
         cdef bint double_precision = self.bytes == 8 * <size_t>self.rank
         cdef Timestamp ts
@@ -270,13 +286,14 @@ cdef class Trainer:
                     self.keys[i] = self.places[begin + i] if self.places != NULL else begin + i
                 for i in range(n * self.rank):
                     if double_precision:
-                        (<double*>self.buffer)[i] = uniform(seed, begin * self.rank + i)
+                        (<double*>self.buffer)[i] = largest * uniform(seed, at * self.rank + i)
                     else:
-                        (<float*>self.buffer)[i] = <float>uniform(seed, begin * self.rank + i)
+                        (<float*>self.buffer)[i] = <float>(largest * uniform(seed, at * self.rank + i))
                 ts = self.worker.set(self.keys, n, self.buffer)
                 if ts < DONE:
                     rc = ts
                 begin += n
+                at += n
             if rc == 0:
                 rc = self.worker.waitall()
         return rc
