@@ -142,16 +142,16 @@ def reporter(args):
 
 # --- the program ----------------------------------------------------------------------------------------------------------------------
 
-def run_node(args, folder, train_cells, test_cells, layout, factors, config):
+def run_node(args, train_cells, test_cells, layout, factors, config):
     with lapse.Server(args.rank, dtype=args.dtype) as server:
         rank, threads = server.my_rank(), args.num_threads
         if server.num_nodes != config.num_nodes:
             raise RuntimeError(f"{server.num_nodes} nodes, but {config.num_nodes} were announced")
-        piece = 1 if args.algorithm == "columnwise" else layout.cols if args.algorithm == "plain_sgd" else layout.cols_each
+        pieces = {"dsgd": layout.workers, "columnwise": layout.cols, "plain_sgd": 1}[args.algorithm]
         began = time.monotonic()
-        train = load(train_cells, layout, rank * threads, threads, piece)
+        train = load(train_cells, layout, rank * threads, threads, pieces)
         if test_cells is not None:
-            test = load(test_cells, layout, rank * threads, threads, piece)
+            test = load(test_cells, layout, rank * threads, threads, pieces)
         else:
             test = [Share(train[0].cells[:0], np.zeros_like(share.begins)) for share in train]
         counts = train_cells.row_counts, train_cells.col_counts
@@ -204,7 +204,7 @@ def main(argv=None):
         test_cells = open_cells(test) if args.compute_loss else None
         log.info("%s: %d x %d, %d cells (%.2f s)", train, size.rows, size.cols, size.cells, time.monotonic() - began)
         joined = True
-        return run_node(args, folder, train_cells, test_cells, layout, factors, config)
+        return run_node(args, train_cells, test_cells, layout, factors, config)
     except (InputError, Diverged) as error:
         sentence = str(error)
     except OSError as error:

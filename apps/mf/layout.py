@@ -67,10 +67,11 @@ def _room(count):
         return np.memmap(file, dtype=CELL, mode="r+", shape=count).view(np.ndarray)
 
 
-def load(cells, layout, first, threads, piece):
-    """Return the Shares of the workers first … first + threads - 1. A piece has the cells of so many neighbouring columns."""
+def load(cells, layout, first, threads, pieces):
+    """Return the Shares of the workers first … first + threads - 1, each in so many pieces: equal numbers of neighbouring columns."""
+    piece = -(-layout.cols // pieces)
     begin, end = layout.rows_of(first)[0], layout.rows_of(first + threads - 1)[1]
-    counts = np.zeros((threads, -(-layout.cols // piece)), dtype=np.int64)
+    counts = np.zeros((threads, pieces), dtype=np.int64)
     for block in cells.blocks():
         count_shares(block, begin, end, layout.rows_each, piece, counts)
     ends = np.cumsum(counts, dtype=np.int64).reshape(counts.shape)

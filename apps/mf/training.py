@@ -85,9 +85,8 @@ class Exchange:
         self.turn = 1 - self.turn
         self.kv.set(start + self.me * self.each + np.arange(self.each), values)
         self.kv.barrier()
-        everybody = np.empty((self.workers, self.each * self.rank), dtype=self.dtype)
-        self.kv.pull(start + np.arange(self.workers * self.each), everybody)
-        everybody = everybody.astype(np.float64)
+        everybody = self.kv.pull(start + np.arange(self.workers * self.each))
+        everybody = everybody.reshape(self.workers, -1).astype(np.float64)
         both = everybody[:, :len(SUMS)] + everybody[:, len(SUMS):2 * len(SUMS)]
         return dict(zip(SUMS, both.T))
 
@@ -211,11 +210,10 @@ class _Worker:
             blocks = [(layout.cols_of(self.me), (0, layout.cols), self.train.cells, self.test.cells)]
         else:
             blocks = []
-            per_block = layout.cols_each if args.algorithm == "columnwise" else 1
             for shift in range(layout.workers):
                 block = (self.offset + self.me + shift) % layout.workers
                 cols = layout.cols_of(block)
-                pieces = cols if per_block > 1 else (block, block + 1)
+                pieces = cols if args.algorithm == "columnwise" else (block, block + 1)
                 blocks.append((cols, cols, self.train.pieces(*pieces), self.test.pieces(*pieces)))
             self.offset = (self.offset + layout.workers - 1) % layout.workers
         for number, (own, cols, train, test) in enumerate(blocks):
@@ -288,7 +286,7 @@ def run_worker(kv, server, me, args, layout, train, test, counts, places, factor
         told = worker.exchange(**{**told, "stop": bool(told.get("stop") or late)})
         result = _result(epoch, eps, told, args.compute_loss, args, started)
         trained.epochs.append(result)
-        if me == 0:
+        if me == 0 and (epoch or args.compute_loss):
             report(result)
         if told["stop"].any():
             trained.stopped = epoch < args.epochs
