@@ -1,22 +1,21 @@
 """The store of one node against np.take, against itself without latches, and against the C++ original's figures.
 
-    python benchmarks/local.py [--rounds 15] [--only NAME ...]
+    python -m benchmarks.local [--rounds 15] [--only NAME ...]
 
 All sides of a comparison take turns in one run; medians. Needs the package built in place, and compiles local_loops.pyx.
 """
 import argparse
 import multiprocessing
 import statistics
-import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
+from tests.ext.probe_build import load_extension
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests" / "ext")]
-from probe_build import load_extension
 
 BATCH = 1000
 CALLS = 300

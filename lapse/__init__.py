@@ -9,10 +9,10 @@
 Lapse: Renz-Wieland et al., Dynamic Parameter Allocation in Parameter Servers, PVLDB 13(11), 2020.
 """
 from lapse._version import __version__
-from lapse.errors import Interrupted, KeyRangeError, LapseError, NodeFailure
+from lapse.errors import Interrupted, KeyRangeError, LapseError, NodeFailure, WorkerError
 from lapse.launch import launch
 from lapse.node import Server, is_scheduler, scheduler, setup
 from lapse.worker import Timestamp, Worker
 
-__all__ = ["Interrupted", "KeyRangeError", "LapseError", "NodeFailure", "Server", "Timestamp", "Worker", "__version__",
-           "is_scheduler", "launch", "scheduler", "setup"]
+__all__ = ["Interrupted", "KeyRangeError", "LapseError", "NodeFailure", "Server", "Timestamp", "Worker",
+           "WorkerError", "__version__", "is_scheduler", "launch", "scheduler", "setup"]

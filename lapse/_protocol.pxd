@@ -178,7 +178,7 @@ cdef class Protocol:
     cdef int pass_on(self, header_t* h, const Key* keys, const uint32_t* epochs, Py_ssize_t moving) noexcept nogil
     cdef int apply_queue(self, transfer_t* t, Key key, char* row) noexcept nogil
     cdef int answer_entry(self, entry_t* e, Key key, const char* row) noexcept nogil
-    cdef answer_t* answer_of(self, Rank origin, uint32_t worker, Timestamp ts, int kind) noexcept nogil
+    cdef answer_t* answer_of(self, Rank origin, uint32_t worker, Timestamp ts, int kind, size_t size) noexcept nogil
     cdef int flush_answers(self) noexcept nogil
     cdef int handle_answer(self, header_t* h, const Key* keys, const uint32_t* aux, const char* vals, Rank src) noexcept nogil
     cdef int check_key(self, Key key) except -1

@@ -322,7 +322,6 @@ cdef class Protocol:
         """Under the lock of the channel to `dest`: does position i go there? GO, what settle() says, or STILL_AWAY for another route."""
         cdef Key key = b.keys[i]
         cdef bint home = is_home(self.store, key)
-        cdef bint guessed = not home and dest != home_of(self.directory, key)
         cdef bint pinned = False
         cdef pin_t pin
         cdef transfer_t* t
@@ -378,10 +377,12 @@ cdef class Protocol:
         cdef uint32_t* chain = w.chain
         cdef Py_ssize_t j, left
         cdef int64_t i, following, go, go_last
-        cdef int d, num_dests, rc, looks = 0
+        cdef int d, num_dests, rc, looks = 0, again = 0
         cdef Rank dest
         cdef Key key
         while m > 0:
+            looks += again
+            again = 0
             # chain the entries by destination, in the order of the call
             num_dests = 0
             left = 0
@@ -399,11 +400,11 @@ cdef class Protocol:
                         if rc != STILL_AWAY:
                             continue
                         if dest == self.me:             # it left in this instant: look again
-                            looks += 1
-                            if looks > MAX_LOOKS:       # the entry changes before the key leaves, so the next look should have told
+                            if looks == MAX_LOOKS:      # the entry changes before the key leaves, so the next look should have told
                                 if not b.own:
                                     self.blame(NOT_HERE, key, directory_epoch(self.directory, key))
                                 return NOT_HERE
+                            again = 1
                             todo[left] = <uint32_t>i
                             left += 1
                             continue
@@ -1111,7 +1112,7 @@ cdef class Protocol:
         cdef op_t* op
         cdef size_t size = visible_bytes(self.store, key)
         cdef int64_t took
-        a = self.answer_of(e.origin, e.worker, e.ts, e.kind)
+        a = self.answer_of(e.origin, e.worker, e.ts, e.kind, size)
         if a == NULL:
             return self.blame(NO_MEMORY, key, 0)
         if e.origin == self.me:
@@ -1144,15 +1145,18 @@ cdef class Protocol:
         a.count += 1
         return FINE
 
-    cdef answer_t* answer_of(self, Rank origin, uint32_t worker, Timestamp ts, int kind) noexcept nogil:
-        """The answer to this operation that is being collected; looks back a few only, several to one operation are legal."""
+    cdef answer_t* answer_of(self, Rank origin, uint32_t worker, Timestamp ts, int kind, size_t size) noexcept nogil:
+        """The answer to this operation that is being collected, with room in its frame for one more value of `size` bytes.
+
+        It looks back a few only: several answers to one operation are legal.
+        """
         cdef int i
         cdef answer_t* a
         cdef answer_t* more
         for i in range(self.answers_used - 1, max(self.answers_used - 17, -1), -1):
             a = self.answers + i
             if a.ts == ts and a.worker == worker and a.origin == origin and a.kind == kind:
-                if a.value_bytes + a.count * 12 < FRAME_BYTES // 2:
+                if frame_bytes(a.count + 1, a.value_bytes + size) <= FRAME_BYTES:
                     return a
         if self.answers_used == self.answers_room:
             more = <answer_t*>realloc(self.answers, (2 * self.answers_room + 16) * sizeof(answer_t))

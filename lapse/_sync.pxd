@@ -40,6 +40,10 @@ cdef extern from *:
     static inline int lapse_cas_u64(uint64_t *p, uint64_t *expected, uint64_t desired) {
         return __atomic_compare_exchange_n(p, expected, desired, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
     }
+    static inline int lapse_set_once_i32(int32_t *p, int32_t v) {           /* only if it is still 0 */
+        int32_t zero = 0;
+        return __atomic_compare_exchange_n(p, &zero, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
     static inline int lapse_swap_i32(int32_t *p, int32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_ACQ_REL); }
 
     static inline void lapse_pause(void) {
@@ -95,6 +99,7 @@ cdef extern from *:
     int32_t load_i32 "lapse_load_i32"(const int32_t*) noexcept nogil
     void store_i32 "lapse_store_i32"(int32_t*, int32_t) noexcept nogil
     int32_t swap_i32 "lapse_swap_i32"(int32_t*, int32_t) noexcept nogil        # returns the old value
+    bint set_once_i32 "lapse_set_once_i32"(int32_t*, int32_t) noexcept nogil      # 1: it was 0 and is set now
     uint16_t peek_u16 "lapse_peek_u16"(const uint16_t*) noexcept nogil         # relaxed
     void poke_u16 "lapse_poke_u16"(uint16_t*, uint16_t) noexcept nogil         # relaxed
     void fence "lapse_fence"() noexcept nogil

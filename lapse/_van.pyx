@@ -11,10 +11,10 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport atoi, calloc, free, realloc
 from libc.string cimport memcpy, memset, strcmp
 
-from lapse._protocol cimport FINE, NOT_HERE, Protocol, Sink, out_t, worker_t
+from lapse._protocol cimport FINE, NO_MEMORY, SEND_FAILED, Protocol, Sink, out_t, worker_t
 from lapse._protocol import VIOLATIONS
 from lapse._sync cimport (add_u32, fence, load_i32, load_u32, load_u64, nanoseconds, park, pthread_mutex_destroy, pthread_mutex_init,
-                          pthread_mutex_lock, pthread_mutex_unlock, store_i32, swap_i32, unlikely, unpark)
+                          pthread_mutex_lock, pthread_mutex_unlock, set_once_i32, store_i32, unlikely, unpark)
 from lapse._types cimport (ERR_FAILED as C_ERR_FAILED, ERR_FORKED as C_ERR_FORKED, ERR_INTERRUPTED as C_ERR_INTERRUPTED, ERR_MEMORY,
                            ERR_STOPPED as C_ERR_STOPPED)
 from lapse._wire cimport GOODBYE, HEADER_BYTES, HELLO, MAGIC, STOP, VERSION, header_t
@@ -154,6 +154,7 @@ cdef class Van(Sink):
         cdef char* data
         cdef char* aligned = NULL
         cdef const char* descriptor
+        cdef const char* user
         cdef void* bigger
         cdef size_t size, room = 0
         cdef int src, rc = FINE
@@ -185,9 +186,10 @@ cdef class Van(Sink):
                 self.dropped += 1
                 continue
             if src < 0:
-                h = <header_t*>data
+                # whom the transport vouches for, not whom the frame names
+                user = zmq_msg_gets(&msg, b"User-Id") if self.authenticated else NULL
                 self.broken = src
-                self.broken_by = <Rank>h.src if size >= HEADER_BYTES and h.src < <uint32_t>self.num_nodes else -1
+                self.broken_by = atoi(user) if user != NULL else -1
                 break
             self.received_messages += 1
             self.received_bytes += <int64_t>size
@@ -196,7 +198,7 @@ cdef class Van(Sink):
                 rc = self.protocol.handle(data, size, src)
                 if unlikely(rc != FINE):
                     self.broken = rc
-                    self.broken_by = src
+                    self.broken_by = self.me if rc == NO_MEMORY else src
                     break
             elif h.type == STOP and src == self.me:
                 break
@@ -220,8 +222,7 @@ cdef class Van(Sink):
         """The first code stays. Everybody who waits looks again."""
         cdef int i
         cdef worker_t* w
-        if load_i32(&self.state) == 0:
-            store_i32(&self.state, code)
+        set_once_i32(&self.state, code)
         add_u32(&self.changed, 1)
         unpark(&self.changed)
         for i in range(self.protocol.max_workers):
@@ -333,8 +334,11 @@ cdef class Van(Sink):
         return load_i32(&self.state)
 
     def violation(self):
-        """What broke the protocol: None, or (rank of who sent it, one sentence)."""
-        if not self.broken:
+        """What broke the protocol: None, or (rank of whose fault it is or -1, one sentence).
+
+        None also when only a connection broke: the cluster notices that itself, and knows why.
+        """
+        if self.broken in (0, SEND_FAILED):
             return None
         if self.broken in BROKEN_CHANNEL:
             return self.broken_by, BROKEN_CHANNEL[self.broken]

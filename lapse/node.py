@@ -26,7 +26,7 @@ import numpy as np
 
 from lapse import _van
 from lapse._protocol import Protocol
-from lapse.cluster import Cluster, Scheduler
+from lapse.cluster import FRAME_BYTES, Cluster, Scheduler
 from lapse.config import Config
 from lapse.errors import Interrupted, LapseError, NodeFailure
 from lapse.stats import JobStats, NodeStats, keys_to_trace
@@ -40,6 +40,7 @@ trace_log = logging.getLogger("lapse.trace")
 
 DTYPES = ("float32", "float64", "int32", "int64")
 PROTOCOL_VERSION = 1
+FRAME_SLACK = 4096              # bytes of a frame with one value that are not the value, generously
 JOIN_THREADS = 10.0             # seconds for the node's own threads to end
 
 _config: Config | None = None
@@ -167,7 +168,8 @@ class Node:
         description = {"num_keys": config.num_keys, "dtype": dtype, "lengths": _describe(visible),
                        "stored_lengths": _describe(stored), "location_caches": config.location_caches,
                        "protocol": PROTOCOL_VERSION}
-        self.cluster = Cluster(config, description, self.on_failure)
+        longest = int(np.max(stored)) * np.dtype(dtype).itemsize        # it travels in one frame, however long it is
+        self.cluster = Cluster(config, description, self.on_failure, max_message=max(FRAME_BYTES, longest + FRAME_SLACK))
         self.rank, self.num_nodes = self.cluster.rank, self.cluster.num_nodes
         threading.Thread(target=self.run_errands, name="lapse-errands", daemon=True).start()
         try:

@@ -5,6 +5,7 @@ import sys
 import sysconfig
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import lapse
 
 pytest.importorskip("Cython")
-PACKAGE = os.path.dirname(os.path.dirname(lapse.__file__))
+PACKAGE = str(Path(lapse.__file__).parents[1])
 
 USER = '''
 # cython: language_level=3
@@ -336,6 +337,6 @@ print("answered")
 
 def test_owner_answers_while_its_main_thread_holds_the_gil(user, run_program):
     """2 nodes: pull, push and localize of keys whose owner's GIL is held in C all the time."""
-    folder = os.path.dirname(user.__file__)
+    folder = str(Path(user.__file__).parent)
     done = run_program(textwrap.dedent(REMOTE).format(folder=folder), nodes=2)
     assert done.stdout.count("answered") == 2, done.stdout + done.stderr

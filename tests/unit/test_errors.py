@@ -262,7 +262,7 @@ def test_tensors_without_plain_memory(kv, call):
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="vals must be a dense tensor"):
         CALLS[call](kv, [3], torch.zeros(4).to_sparse())
-    with pytest.raises(TypeError, match="vals is a tensor of torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"vals is a tensor of torch\.bfloat16"):
         CALLS[call](kv, [3], torch.zeros(4, dtype=torch.bfloat16))
     with pytest.raises(TypeError, match=r"vals .*neg"):
         CALLS[call](kv, [3], torch.zeros(2, 2, dtype=torch.complex64).conj().imag)
@@ -319,7 +319,7 @@ def test_unknown_timestamp(serve):
         with pytest.raises((TypeError, AttributeError)):
             kv.wait(wrong)
     kv.wait(ts)
-    del kv, other
+    kv = other = None
 
 
 # --- states
@@ -478,7 +478,7 @@ def test_two_threads_on_one_worker(serve):
     other.barrier()
     thread.join()
     assert kv.pull([1]).tolist() == [[0] * 4]
-    del kv, other
+    kv = other = None
 
 
 # --- defects of the former bindings that are no row of the table

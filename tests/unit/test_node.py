@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -455,16 +457,15 @@ INTERRUPTED = """
     "done.wait()", "other = lapse.Worker(1, server); other.finalize()"])
 def test_ctrl_c(tmp_path, main):
     """KeyboardInterrupt in the main thread, Interrupted in the others."""
-    import textwrap
     wait = "kv.barrier()" if "done" in main else "[kv.pull([1]) for _ in iter(int, 1)]"
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(INTERRUPTED.format(wait=wait, main=main)))
     environment = {**{name: value for name, value in os.environ.items() if not name.startswith(("DMLC_", "LAPSE_"))},
                    "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=environment) as process:
         try:
             assert process.stdout.readline() == "ready\n"
-            import time
             time.sleep(0.3)                     # most likely inside of the call; right without it, too
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
@@ -510,7 +511,7 @@ def test_statistics(serve, caplog, tmp_path):
         server.shutdown()
     table = next(record.message for record in caplog.records if record.name == "lapse.stats" and "pulled" in record.message)
     assert re.search(r"^ *0 +5 +100.0%", table, re.MULTILINE)
-    assert os.listdir(tmp_path / "new" / "stats") == ["stats.json"]
+    assert [path.name for path in (tmp_path / "new" / "stats").iterdir()] == ["stats.json"]
     written = json.loads((tmp_path / "new" / "stats" / "stats.json").read_text())
     assert written["job"]["pushed"]["local"] == 10
     assert len(written["nodes"]) == 1

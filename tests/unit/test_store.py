@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.ext.probe_build import load_extension
+
 EXT = Path(__file__).resolve().parents[1] / "ext"
-sys.path.insert(0, str(EXT))
-from probe_build import load_extension
 
 DTYPES = [np.float32, np.float64, np.int32, np.int64]       # in the order of ValueType
 DEADLINE = 120
@@ -82,7 +82,7 @@ def test_random_operations_as_a_dict_would_do_them(probe, dtype, lengths):
     num_keys, home = 97, (20, 70)
     store, model = make(probe, num_keys, home, dtype, lengths, rng)
     missed_some = 0
-    for step in range(400):
+    for _step in range(400):
         what = ("pull", "push", "set", "absent", "in", "out")[rng.integers(6)]
         if what in ("in", "out"):
             k = int(rng.integers(num_keys))
@@ -248,7 +248,7 @@ def in_threads(*calls):
     def run(i, call):
         try:
             results[i] = call()
-        except BaseException as e:      # noqa: BLE001  (raised below)
+        except BaseException as e:
             errors.append(e)
 
     threads = [threading.Thread(target=run, args=(i, c), daemon=True) for i, c in enumerate(calls)]

@@ -94,7 +94,7 @@ def test_kinds_of_keys(kv, keys):
 
 
 def test_ranges_of_keys(kv):
-    kv.push(range(0, 1000), np.repeat(np.arange(1000, dtype=np.float32), 4))
+    kv.push(range(1000), np.repeat(np.arange(1000, dtype=np.float32), 4))
     assert kv.pull(range(10, 0, -3))[:, 0].tolist() == [10, 7, 4, 1]
 
 
@@ -176,7 +176,7 @@ def test_await(serve):
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert len(kv.buffers) == 0
-    del kv, other
+    kv = other = None
 
 
 def test_localize_and_locality(kv):
@@ -289,7 +289,7 @@ def test_subclasses_with_several_bases(serve):
     other = LaterFirst(server, name="second")
     other.push([1], ones(1))
     assert other.name == "second"
-    del kv, other
+    kv = other = None
 
 
 class Forgetful(lapse.Worker):
@@ -331,8 +331,8 @@ def test_more_workers_than_threads(serve):
     loop = again
     loop.append(loop)
     del again, loop                                                       # only a cycle keeps them
-    kv, other = lapse.Worker(0, server), lapse.Worker(0, server)
-    del kv, other
+    workers = [lapse.Worker(0, server), lapse.Worker(0, server)]
+    assert sorted(kv.index for kv in workers) == [0, 1]
 
 
 def test_slot_is_free_after_finalize(serve):
@@ -369,7 +369,7 @@ def test_dropped_and_back(serve):
         kv.barrier(timeout=0.05)
     other.barrier()
     kv.barrier()
-    del kv, other
+    kv = other = None
 
 
 def test_dropped_with_operations_under_way(serve):

@@ -1,0 +1,9 @@
+from typing import Any
+
+class Worker:
+    signal: BaseException | None
+    @property
+    def index(self) -> int: ...
+    @property
+    def buffers(self) -> Any: ...
+    def attach(self, server: Any, index: int, credit_bytes: int) -> None: ...
