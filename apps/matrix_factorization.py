@@ -131,12 +131,12 @@ def reporter(args):
         Path(args.report).write_text("")
 
     def report(result):
-        sys.stdout.write(result.line() + "\n")
-        sys.stdout.flush()
         if args.report:
             with Path(args.report).open("a") as file:
                 file.write(json.dumps({name: None if isinstance(value, float) and math.isnan(value) else value
                                        for name, value in asdict(result).items()}) + "\n")
+        sys.stdout.write(result.line() + "\n")
+        sys.stdout.flush()
     return report
 
 
