@@ -207,6 +207,8 @@ def main(argv=None):
         return run_node(args, train_cells, test_cells, layout, factors, config)
     except (InputError, Diverged) as error:
         sentence = str(error)
+    except MemoryError as error:
+        sentence = f"out of memory: {error}"
     except OSError as error:
         sentence = f"{error.filename or args.output or args.dataset}: {error.strerror}"
     sys.stdout.flush()

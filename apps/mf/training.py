@@ -110,6 +110,7 @@ class _Worker:
         """Raise what a code of the kernel stands for, or return the result."""
         if result < 0:
             self.kv.waitall()
+            self.server.is_local([0])           # raises when the job has failed or ended
             raise RuntimeError(f"the kernel ended with code {result}")
         return result
 
