@@ -31,6 +31,7 @@ cdef class Sink:
     cdef int send(self, Rank dest, out_t* out) noexcept nogil              # consumes `out`; 0, or ERR_FAILED
     cdef void wake(self, worker_t* w) noexcept nogil                       # an operation of w has finished
     cdef int64_t now(self) noexcept nogil                                  # nanoseconds, for statistics only
+    cdef void step(self) noexcept nogil                                    # a yield point of the simulation, see FINE_STEPS
 
 
 # --- the protocol -------------------------------------------------------------------------------------------------------------
@@ -42,6 +43,7 @@ cdef enum Fault:                # seeded protocol bugs, for the tests that show 
     FAULT_NO_QUEUE = 8          # an operation that meets a key in transfer is forwarded instead of queued
     FAULT_DROP_QUEUE = 16       # noting a next owner forgets the queued operations
     FAULT_NO_NEXT = 32          # a HAND_OVER that meets a key in transfer is ignored
+    FINE_STEPS = 64             # no bug: calls Sink.step wherever another thread may come in between
 
 
 cdef enum Violation:            # what handle() found wrong; see VIOLATIONS in _protocol.pyx
@@ -158,6 +160,7 @@ cdef class Protocol:
     cdef op_t* find_op(self, uint32_t worker, Timestamp ts) noexcept nogil
     cdef int settle(self, batch_t* b, Py_ssize_t i) noexcept nogil
     cdef int recheck(self, batch_t* b, Py_ssize_t i, Rank dest) noexcept nogil
+    cdef void between(self) noexcept nogil
     cdef Rank destination(self, batch_t* b, Key key) noexcept nogil
     cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil
     cdef int emit_chain(self, batch_t* b, Rank dest, int64_t head) noexcept nogil

@@ -121,6 +121,9 @@ cdef class Sink:
     cdef int64_t now(self) noexcept nogil:
         return 0
 
+    cdef void step(self) noexcept nogil:
+        pass
+
 
 @cython.final
 cdef class Protocol:
@@ -252,6 +255,11 @@ cdef class Protocol:
         cdef pin_t pin
         return load_i64(&w.pins.cached) != 0 and pin_find(&w.pins, key, &pin) and pin.cached
 
+    cdef void between(self) noexcept nogil:
+        """Another thread may come in between here: a simulation that wants fine steps lets it."""
+        if unlikely(self.faults & FINE_STEPS):
+            self.sink.step()
+
     # --- routing ---------------------------------------------------------------------------------------------------------------
 
     cdef Rank destination(self, batch_t* b, Key key) noexcept nogil:
@@ -336,6 +344,7 @@ cdef class Protocol:
                 return STILL_AWAY
             if pinned and pin.cached:
                 return GO
+        self.between()
         if state_of(self.store, key, slot_word(self.store, key)) != AWAY:
             if not (self.faults & FAULT_NO_QUEUE and b.kind != OP_LOCALIZE):
                 return self.settle(b, i)
@@ -389,7 +398,9 @@ cdef class Protocol:
             for j in range(m):
                 i = todo[j]
                 key = b.keys[i]
+                self.between()
                 dest = self.destination(b, key)
+                self.between()
                 if not b.to_server:
                     # Joining a local queue, or reaching a row that has come in the meantime, takes the latch only.
                     if (dest == self.me or state_of(self.store, key, slot_word(self.store, key)) != AWAY) and not (
@@ -637,6 +648,7 @@ cdef class Protocol:
         if self.store.visible != NULL and carries:
             value_offsets(self.store, keys, n, w.offsets)
         m = absent_rows(self.store, keys, n, w.misses)
+        self.between()
         if h.type == LOCALIZE:
             self.settle_local_localize(h, n - m)
         elif m < n:
@@ -805,6 +817,7 @@ cdef class Protocol:
             for j in range(m):
                 i = w.misses[j]
                 key = keys[i]
+                self.between()
                 owner = owner_of(self.directory, key)
                 if owner == self.me:
                     # Only this thread changes an entry that names this node, so no lock is needed to rely on it.
@@ -841,6 +854,7 @@ cdef class Protocol:
                 while True:
                     following = -1 if at == w.tails[dest] else <int64_t>w.chain[at]
                     key = keys[at]
+                    self.between()
                     if owner_of(self.directory, key) == dest:
                         w.offsets[at] = <Epoch>(directory_epoch(self.directory, key) + 1)
                         self.move_owner(key, requester, <Epoch>w.offsets[at])
@@ -985,10 +999,11 @@ cdef class Protocol:
             if t.next_owner >= 0:
                 if t.next_epoch != <Epoch>(epochs[i] + 1):
                     return self.blame(BAD_EPOCH, keys[i], epochs[i])
-            elif is_home(s, keys[i]) and not self.faults and directory_epoch(self.directory, keys[i]) != epochs[i]:
+            elif is_home(s, keys[i]) and not self.faults & ~FINE_STEPS and directory_epoch(self.directory, keys[i]) != epochs[i]:
                 return self.blame(BAD_EPOCH, keys[i], epochs[i])
         self.now = self.sink.now()
         for i in range(n):
+            self.between()
             word = slot_word(s, keys[i])
             if state_of(s, keys[i], word) != COMING:        # the same key twice in one message
                 return self.blame(NOT_COMING, keys[i], epochs[i])

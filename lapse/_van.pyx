@@ -14,7 +14,8 @@ from libc.string cimport memcpy, memset, strcmp
 from lapse._protocol cimport FINE, NO_MEMORY, SEND_FAILED, Protocol, Sink, out_t, worker_t
 from lapse._protocol import VIOLATIONS
 from lapse._sync cimport (add_u32, fence, load_i32, load_u32, load_u64, nanoseconds, park, pthread_mutex_destroy, pthread_mutex_init,
-                          pthread_mutex_lock, pthread_mutex_unlock, set_once_i32, store_i32, unlikely, unpark)
+                          pthread_mutex_lock, pthread_mutex_unlock, set_once_i32, store_i32, store_u64, unlikely,
+                          unpark)
 from lapse._types cimport (ERR_FAILED as C_ERR_FAILED, ERR_FORKED as C_ERR_FORKED, ERR_INTERRUPTED as C_ERR_INTERRUPTED, ERR_MEMORY,
                            ERR_STOPPED as C_ERR_STOPPED)
 from lapse._wire cimport GOODBYE, HEADER_BYTES, HELLO, MAGIC, STOP, VERSION, header_t
@@ -107,6 +108,7 @@ cdef class Van(Sink):
         h.job = self.job
         h.src = <uint32_t>self.me
         h.seq = channel.sent
+        store_u64(&channel.handed, channel.sent)        # pairs with the load in serve
         if zmq_msg_send(<zmq_msg_t*>out.storage, channel.socket, ZMQ_DONTWAIT) < 0:
             # The connection is gone; the monitor knows why. A message that was not sent leaves a hole, so nothing may follow.
             zmq_msg_close(<zmq_msg_t*>out.storage)
@@ -167,6 +169,7 @@ cdef class Van(Sink):
                 self.broken = RECEIVE_FAILED
                 self.broken_by = self.me
                 break
+            load_u64(&self.channels[self.me].handed)    # inproc hands over the sender's own memory
             data = <char*>zmq_msg_data(&msg)
             size = zmq_msg_size(&msg)
             if <uintptr_t>data & 7:

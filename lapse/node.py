@@ -30,7 +30,7 @@ from lapse.cluster import FRAME_BYTES, Cluster, Scheduler
 from lapse.config import Config
 from lapse.errors import Interrupted, LapseError, NodeFailure
 from lapse.stats import JobStats, NodeStats, keys_to_trace
-from lapse.worker import checked_keys, local_mask
+from lapse.worker import checked_keys, local_mask, open_operations
 
 __all__ = ["Server", "is_scheduler", "scheduler", "setup"]
 
@@ -59,7 +59,7 @@ def setup(num_keys: int, num_threads: int, **settings) -> None:
     part, TypeError for unknown settings, RuntimeError while a Server lives. Asynchronous; one thread; local.
     """
     global _config
-    if _node is not None and _node.active:
+    if _server_lives():
         raise RuntimeError("lapse.setup: this process has a Server; shut it down first")
     config = Config.make(_whole("num_keys", num_keys), _whole("num_threads", num_threads), **settings)
     if config.trace_keys:
@@ -81,6 +81,13 @@ def scheduler(num_keys: int, num_threads: int, **settings):
     if _config.role != "scheduler":
         raise RuntimeError("lapse.scheduler: the environment does not make this process the scheduler (DMLC_ROLE)")
     return Scheduler(_config).run()
+
+
+def _server_lives() -> bool:
+    """Whether this process has a node; one whose Server was dropped is about to end, and waited for."""
+    if _node is not None and _node.server is not None and _node.server() is None:
+        _node.ended.wait(2 * JOIN_THREADS)
+    return _node is not None and _node.active
 
 
 def _whole(name: str, value) -> int:
@@ -151,7 +158,7 @@ class Node:
         self.ending = threading.Lock()
         self.slots: list = [None] * config.num_threads          # weak references to live Workers
         self.retired: set[int] = set()
-        self.orphans: dict[int, object] = {}                    # slot -> Operations that outlived their Worker
+        self.orphans: list = []                                 # Operations that outlived their Worker
         self.errands: queue.SimpleQueue = queue.SimpleQueue()
         self.rounds = 0                 # of job_stats
         self.server = None              # weak reference
@@ -283,14 +290,9 @@ class Node:
         with self.lock:
             self.slots[index] = None
 
-    def adopt(self, index: int) -> dict:
-        """The arrays that an earlier Worker of the slot left with operations under way."""
-        orphan = self.orphans.pop(index, None)
-        return dict(orphan.held) if orphan is not None and not orphan.idle else {}
-
     def finalized(self, index: int, operations):
-        if not operations.idle:         # the job failed: what is under way may still be written to
-            self.orphans[index] = operations
+        if operations.purge():          # the job failed: what is under way may still be written to
+            self.errands.put(("orphan", operations))
         self.leave(index)
 
     def dropped(self, index: int, operations):
@@ -326,9 +328,7 @@ class Node:
             pause = 0.05 if self.orphans else 1.0 if self.config.trace_keys else None
             with contextlib.suppress(queue.Empty):
                 errand = self.errands.get(timeout=pause)
-            for index, operations in list(self.orphans.items()):
-                if operations.idle:
-                    self.orphans.pop(index, None)
+            self.orphans = [operations for operations in self.orphans if operations.purge()]
             self.log_trace()
             if errand is None:
                 continue
@@ -338,7 +338,12 @@ class Node:
                 return
             try:
                 if kind == "dropped":
-                    self.retire(*what)
+                    index, operations = what
+                    self.orphans.append(operations)
+                    self.retire(index)
+                    operations = None
+                elif kind == "orphan":
+                    self.orphans += what
                 elif kind == "fail":
                     self.cluster.fail(*what)
                 elif kind == "abandon":
@@ -348,15 +353,13 @@ class Node:
                 log.exception("node %d: errand %s", self.rank, kind)
             what = None
 
-    def retire(self, index: int, operations):
+    def retire(self, index: int):
         with self.lock:
             slot = self.slots[index]
             taken = slot is not None and slot() is not None        # by a new Worker already
             if not taken:
                 self.slots[index] = None
                 self.retired.add(index)
-                if not operations.idle:
-                    self.orphans[index] = operations
         if not taken and not self.closed:
             self.cluster.retire(self.member(index))
 
@@ -412,14 +415,10 @@ class Node:
 
     def finish_workers(self):
         """Wait for the operations of Workers that were not finalized; none of this node's slots will come to a barrier again."""
-        with self.lock:
-            slots = [slot and slot() for slot in self.slots]
-            left = [worker.buffers for worker in slots if worker is not None and hasattr(worker.buffers, "idle")]
-        for index in range(len(slots)):
+        for index in range(len(self.slots)):
             self.cluster.retire(self.member(index))
-        left += list(self.orphans.values())
         pause, end = 0.0005, time.monotonic() + (self.config.op_timeout or float("inf"))
-        while not all(operations.idle for operations in left):
+        while open_operations(self.protocol):
             self.check()
             if time.monotonic() > end:
                 raise LapseError(f"operations were still under way after {self.config.op_timeout:g} s")
@@ -473,6 +472,7 @@ class Node:
         self.errands.put(("end",))
         self.release_interrupts()
         if self.van is None or not self.thread.is_alive():
+            self.orphans = []           # nothing writes to them any more
             self.cluster.close()
         self.ended.set()
 
@@ -552,11 +552,8 @@ class Server:
         if np.any(np.less(stored, visible)):
             raise ValueError("stored_lengths must be at least the lengths that pull returns")
         dtype = _dtype_name(dtype)
-        if _node is not None and not _node.ended.is_set():
-            if _node.server is not None and _node.server() is None:
-                _node.ended.wait(2 * JOIN_THREADS)      # dropped, and about to end
-            if _node.active:
-                raise RuntimeError("this process has a Server already; shut it down first")
+        if _server_lives():
+            raise RuntimeError("this process has a Server already; shut it down first")
         _node = self._node = node = Node(_config, visible, stored, dtype)
         node.server = weakref.ref(self)
         finalizer = weakref.finalize(self, node.errands.put, ("abandon",))

@@ -90,15 +90,15 @@ cdef class Operations:
     def __len__(self):
         return len(self.held)
 
-    @property
-    def idle(self):
-        """Whether all operations have finished, so that nothing writes to the arrays."""
-        return self.w == NULL or load_i64(&self.w.open_ops) == 0
+    def purge(self):
+        """Let go of the arrays of finished pulls; returns how many are left. For the one thread that this belongs to."""
+        for ts in [ts for ts in self.held if op_finished(self.w, ts)]:
+            del self.held[ts]
+        return len(self.held)
 
     cdef int hold(self, Time ts, object arrays) except -1:
         if len(self.held) >= self.purge_at:
-            for old in [old for old in self.held if op_finished(self.w, old)]:
-                del self.held[old]
+            self.purge()
             self.purge_at = max(PURGE_AT, 2 * len(self.held))
         self.held[ts] = arrays
         return 0
@@ -392,6 +392,7 @@ class Worker(Core):
     def __init__(self, *ids, server=None, asynchronous=False, **labels):
         cdef Core me = self
         cdef Operations ops = Operations.__new__(Operations)
+        ops.held = {}
         if server is None and ids:
             *ids, server = ids
         if not (hasattr(server, "_node") and len(ids) + len(labels) in (1, 2) and not labels.keys() - {"app_id", "customer_id"}):
@@ -401,7 +402,6 @@ class Worker(Core):
         node = server._node
         index = node.enter(self)
         try:
-            ops.held = node.adopt(index)
             me.attach(server, index, node.config.credit_bytes)
         except BaseException:
             node.leave(index)
@@ -697,6 +697,16 @@ def local_mask(Protocol protocol not None, keys):
         for i in range(n):
             out[i] = state_of(store, k[i], slot_word(store, k[i])) == HERE
     return mask
+
+
+def open_operations(Protocol protocol not None):
+    """The number of unfinished operations of all worker slots of this node. Asynchronous; thread-safe; local."""
+    cdef int64_t operations = 0
+    cdef int i
+    for i in range(protocol.max_workers):
+        if protocol.workers[i] != NULL:
+            operations += load_i64(&protocol.workers[i].open_ops)
+    return operations
 
 
 def checked_keys(Protocol protocol not None, keys):

@@ -1,9 +1,10 @@
 """One schedule: some nodes with the real protocol in one thread, every interleaving decision drawn from a seed.
 
-Design: each worker and each node's server loop is a greenlet, called an actor here. An actor gives its turn away (`turn`) before
-it takes a channel's lock, after it gave one back, before a message is allocated and after one was sent, and between the
-steps of a worker's program; whoever gives the turn away draws the next actor among those that can go on, and switches to it
-directly. Messages lie in one queue per pair of nodes. After every turn each key must have one owner or one TRANSFER.
+Design: each worker and each node's server loop is a greenlet, called an actor here. An actor gives its turn away (`turn`) before it takes
+a channel's lock, after it gave one back, before a message is allocated and after one was sent, where the clock is read (in half of the
+schedules the protocol does that more often, for this purpose: FINE_STEPS), and between the steps of a worker's program. Whoever gives the
+turn away draws the next actor among those that can go on, and switches to it directly. Messages lie in one queue per pair of nodes. After
+every turn each key must have one owner or one TRANSFER.
 
 The core is called with the GIL held and never knows: its functions are nogil C calls, and only `change` needs Python. Greenlets
 share one C stack, parts of which are copied away while another one runs: what one actor writes for another to read lies
@@ -20,7 +21,7 @@ from libc.string cimport memcpy, memset
 from lapse._directory cimport directory_epoch, home_of, owner_of
 from lapse._operations cimport op_finished, worker_t
 from lapse._protocol cimport (FAULT_DROP_QUEUE, FAULT_LATE_DIRECTORY, FAULT_NO_CACHE_RULE, FAULT_NO_NEXT, FAULT_NO_QUEUE,
-                              FAULT_SPLIT_ROUTE, FINE, Protocol, Sink, out_t)
+                              FAULT_SPLIT_ROUTE, FINE, FINE_STEPS, Protocol, Sink, out_t)
 from lapse._store cimport COMING, HERE, LATCH, absent_rows, epoch_of, pull_rows, push_rows, set_rows, slot_word, state_of, store_t
 from lapse._sync cimport add_u32, fence, load_i64, load_u32, peek_u64, store_u32
 from lapse._types cimport DONE, ERR_MEMORY, INT64, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Epoch, Key, Rank, Timestamp
@@ -425,7 +426,12 @@ cdef class SimSink(Sink):
             s.actor[a].state = READY
 
     cdef int64_t now(self) noexcept nogil:
+        if not any_latch(self.world, self.me):
+            turn(self.world)
         return self.world.steps
+
+    cdef void step(self) noexcept nogil:
+        self.now()
 
 
 # --- channels -------------------------------------------------------------------------------------------------------------
@@ -640,6 +646,7 @@ cdef class Schedule:
         cdef Protocol node
         cdef SimSink sink
         cdef int i, j
+        cdef int fine = FINE_STEPS if below(&s.rng, 2) else 0
         cdef int credit = 2 << below(&s.rng, 4)     # few: places in the ring of operations are used again
         visible = stored = self.components + 1
         if mixed_lengths:
@@ -653,7 +660,7 @@ cdef class Schedule:
             node = Protocol(s.num_keys, i, s.nodes, dtype="int64", visible=visible, stored=stored, max_workers=s.workers,
                             location_caches=caches, shared_memory=self.shared_memory, credit_ops=credit)
             node.connect(sink)
-            node.faults = faults
+            node.faults = faults | fine
             self.nodes.append(node)
             s.stores[i] = node.store
             for j in range(s.workers):

@@ -194,11 +194,9 @@ def test_shutdown_finishes_what_is_under_way(serve):
 
 def test_audit_finds_what_is_lost(serve, monkeypatch):
     server = serve()
-    monkeypatch.setattr(server._node, "protocol", type("Lost", (), {
-        "audit": lambda self: {"directory": [[1, 2]], "rows": [[0, 0]]},
-        "leftovers": lambda self: {"coming": 3, "operations": 0},
-        "counters": server._node.protocol.counters,
-    })())
+    compare = server._cluster.compare
+    lost = {"directory": [[1, 2]], "rows": [[0, 0]], "leftovers": {"coming": 3, "operations": 0}}
+    monkeypatch.setattr(server._cluster, "compare", lambda name, data: {0: lost} if name == "audit" else compare(name, data))
     with pytest.raises(lapse.LapseError, match=r"directory and node 0's parameters differ \(1 and 0 keys\); left over .*'coming': 3"):
         server.shutdown()
 
