@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from apps.mf._cells import checksum, count_cells, parse_cells, parse_numbers
 from apps.mf._kernel import CELL
 
@@ -318,7 +317,7 @@ def open_cells(path):
                 return _write_cells(file, source, size, number, skip)
         except OSError as error:
             log.warning("no cache beside %s: %s", path, error.strerror)
-        file = tempfile.TemporaryFile()
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (Cells keeps it)
         try:
             return _write_cells(file, source, size, number, skip)
         except OSError as error:

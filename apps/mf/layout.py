@@ -3,7 +3,6 @@ import tempfile
 from dataclasses import dataclass
 
 import numpy as np
-
 from apps.mf._cells import count_shares, scatter
 from apps.mf._kernel import CELL
 

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-
 from apps.mf._kernel import Trainer
 
 __all__ = ["ALGORITHMS", "Diverged", "EpochResult", "Exchange", "Trained", "run_worker"]

@@ -10,6 +10,7 @@ kernel = pytest.importorskip("apps.mf._kernel", reason="the kernels are not buil
 import lapse  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+NEXT = ("    cdef ", "    def ", "    # ---", "cdef ", "def ")      # what a method ends before
 ROWS, COLS, LAMBDA = 13, 7, 0.5
 
 
@@ -148,7 +149,7 @@ def test_random_start_does_not_depend_on_who_sets_it(trainers):
     cells = some_cells()
     _, trainer, factors = trainers(40, cells=cells)
     w, h = (matrix.copy() for matrix in factors())
-    assert 0 < w.min() and w.max() < 1 and abs(w.mean() - 0.5) < 0.05 and abs(np.corrcoef(w[0], w[1])[0, 1]) < 0.5
+    assert w.min() > 0 and w.max() < 1 and abs(w.mean() - 0.5) < 0.05 and abs(np.corrcoef(w[0], w[1])[0, 1]) < 0.5
     assert (w[:COLS] != h).all()
     for begin, end in ((3, 9), (9, ROWS), (0, 3)):
         trainer.set_random(begin, end, 5, begin, 2.0)
@@ -163,8 +164,8 @@ def test_what_does_not_fit_is_refused(trainers):
     with pytest.raises(TypeError):
         trainer.train(cells[::2])
     with pytest.raises(ValueError):
-        kernel.Trainer(kv, rank=3, double_precision=True, row_begin=0, row_end=2, num_cols=2, column_key=2, row_counts=[1], col_counts=[1, 1],
-                       regularization=1, seed=1)
+        kernel.Trainer(kv, rank=3, double_precision=True, row_begin=0, row_end=2, num_cols=2, column_key=2, row_counts=[1],
+                       col_counts=[1, 1], regularization=1, seed=1)
 
 
 def test_after_the_shutdown_the_kernel_says_so(trainers):
@@ -191,7 +192,7 @@ def test_the_training_loop_calls_no_python(tmp_path):
     checked = 0
     for name in ("update", "update_far", "shuffle", "keys_of", "localize_group", "row_key", "col_key"):
         begin = next(i for i, line in enumerate(source) if line.startswith("    cdef ") and f" {name}(" in line)
-        end = next(i for i in range(begin + 1, len(source)) if source[i].startswith(("    cdef ", "    def ", "    # ---", "cdef ", "def ")))
+        end = next(i for i in range(begin + 1, len(source)) if source[i].startswith(NEXT))
         for line in range(begin + 2, end + 1):
             assert scores.get(line, 0) == 0, f"line {line} of the loop: {source[line - 1]}"
             checked += line in scores

@@ -11,6 +11,7 @@ import pytest
 data = pytest.importorskip("apps.mf.data", reason="the kernels are not built: make kernels")
 from apps.mf._cells import checksum, parse_cells, parse_numbers  # noqa: E402
 from apps.mf._kernel import CELL  # noqa: E402
+
 from apps.mf.layout import Layout, load  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,8 +65,8 @@ def test_numbers_are_exactly_those_of_python():
     assert (out.view(np.int64) == expected.view(np.int64)).all()
 
 
-@pytest.mark.parametrize("word", ["", "-", "+", ".", "e5", "1e", "1e+", "0x10", "1.2.3", "1,5", "one", "--1", "1 2", "nan", "inf", "-Infinity",
-                                  "1e999"])
+@pytest.mark.parametrize("word", ["", "-", "+", ".", "e5", "1e", "1e+", "0x10", "1.2.3", "1,5", "one", "--1", "1 2", "nan", "inf",
+                                  "-Infinity", "1e999"])
 def test_what_is_no_number_is_refused(word):
     text = f"1 1 {word}\n".encode()
     counts = np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -111,7 +112,8 @@ def head_of(file, layout, head):
 
 def test_comments_blanks_and_integers(tmp_path):
     path = tmp_path / "m.mmc"
-    path.write_bytes(b"%%MatrixMarket  MATRIX coordinate Integer General\r\n% a\n\n%b\n  3\t4  3 \n1 1 5\n% between\n\n\t2  4\t-6 \n3 2 7e0\n")
+    path.write_bytes(b"%%MatrixMarket  MATRIX coordinate Integer General\r\n% a\n\n%b\n  3\t4  3 \n"
+                     b"1 1 5\n% between\n\n\t2  4\t-6 \n3 2 7e0\n")
     assert read(path).tolist() == [(0, 0, 5.0), (1, 3, -6.0), (2, 1, 7.0)]
 
 
