@@ -32,7 +32,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging check bench lint asan tsan dev clean help FORCE
+.PHONY: all ps apps tests kernels test packaging check demo bench lint asan tsan dev clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -51,6 +51,11 @@ packaging: all kernels build/stamps/environment-dev   ## run the tests of the sd
 check: lint                        ## all that a change must pass: lint, build, tests, packaging
 	$(MAKE) test
 	$(MAKE) packaging
+
+demo:                              ## fetch MovieLens 100K, factorize it on 2 local nodes, draw the course (build/demo/demo.png)
+	@$(MAKE) --silent --no-print-directory build/apps/matrix_factorization
+	@PIP_RETRIES=1 "$(PYTHON)" tools/environment.py install apps >build/demo.log 2>&1 || true
+	@"$(PYTHON)" apps/mf/demo.py $(ARGS)
 
 bench: all kernels                 ## run the benchmarks (ARGS="--quick": see python -m benchmarks --help)
 	"$(PYTHON)" -m benchmarks $(ARGS)

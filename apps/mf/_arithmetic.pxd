@@ -1,0 +1,127 @@
+"""The arithmetic of matrix factorization: two rows of numbers in, two rows out.
+
+Design: one body per number type, compiled for what the processor may offer and chosen when a trainer is made. A sum has four
+accumulators of one vector each, since without -ffast-math the compiler must not split it by itself; so results differ in the last
+bits from one kind of processor to the other. Rows are aligned to their numbers only.
+
+Stochastic gradient descent on (x - w.h)^2 + lambda (|w|^2 / cells of the row + |h|^2 / cells of the column), the share of one
+cell in the objective of Gemulla et al., Large-Scale Matrix Factorization with Distributed Stochastic Gradient Descent, KDD 2011.
+"""
+from libc.stdint cimport uint64_t
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    #include <string.h>
+
+    typedef struct {
+        /* The prediction w.h. */
+        double (*dot)(const void *w, const void *h, size_t n);
+        /* One update of both rows: f times the residual of the prediction, shrink_w and shrink_h against the rows themselves. */
+        void (*step)(void *w, void *h, size_t n, double x, double f, double shrink_w, double shrink_h);
+        /* The same without changing the rows: what has to be added to them. */
+        void (*delta)(const void *w, const void *h, void *dw, void *dh, size_t n, double x, double f, double shrink_w, double shrink_h);
+    } mf_arithmetic_t;
+
+    #define MF_DOT(type, vec, width)                                                                                   \\
+        vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};                                                                    \\
+        type rest = 0;                                                                                                 \\
+        size_t i = 0;                                                                                                  \\
+        for (; i + 4 * width <= n; i += 4 * width) {                                                                   \\
+            s0 += *(const vec *)(w + i) * *(const vec *)(h + i);                                                       \\
+            s1 += *(const vec *)(w + i + width) * *(const vec *)(h + i + width);                                       \\
+            s2 += *(const vec *)(w + i + 2 * width) * *(const vec *)(h + i + 2 * width);                               \\
+            s3 += *(const vec *)(w + i + 3 * width) * *(const vec *)(h + i + 3 * width);                               \\
+        }                                                                                                              \\
+        for (; i + width <= n; i += width) s0 += *(const vec *)(w + i) * *(const vec *)(h + i);                        \\
+        for (; i < n; i++) rest += w[i] * h[i];                                                                        \\
+        s0 = (s0 + s1) + (s2 + s3);                                                                                    \\
+        for (int k = 0; k < width; k++) rest += s0[k];
+
+    #define MF_ARITHMETIC(name, type, width, target)                                                                   \\
+        typedef type mf_##name##_vec __attribute__((vector_size(width * sizeof(type)), aligned(sizeof(type)), may_alias)); \\
+        target static double mf_##name##_dot(const void *w_, const void *h_, size_t n) {                               \\
+            const type *w = (const type *)w_, *h = (const type *)h_;                                                   \\
+            MF_DOT(type, mf_##name##_vec, width)                                                                       \\
+            return (double)rest;                                                                                       \\
+        }                                                                                                              \\
+        target static void mf_##name##_step(void *w_, void *h_, size_t n, double x, double f, double shrink_w,         \\
+                                            double shrink_h) {                                                         \\
+            type *w = (type *)w_, *h = (type *)h_;                                                                     \\
+            MF_DOT(type, mf_##name##_vec, width)                                                                       \\
+            type e = (type)(f * (x - (double)rest)), keep_w = (type)(1 - shrink_w), keep_h = (type)(1 - shrink_h);     \\
+            for (i = 0; i + width <= n; i += width) {                                                                  \\
+                mf_##name##_vec a = *(mf_##name##_vec *)(w + i), b = *(mf_##name##_vec *)(h + i);                      \\
+                *(mf_##name##_vec *)(w + i) = a * keep_w + b * e;                                                      \\
+                *(mf_##name##_vec *)(h + i) = b * keep_h + a * e;                                                      \\
+            }                                                                                                          \\
+            for (; i < n; i++) {                                                                                       \\
+                type a = w[i], b = h[i];                                                                               \\
+                w[i] = a * keep_w + b * e;                                                                             \\
+                h[i] = b * keep_h + a * e;                                                                             \\
+            }                                                                                                          \\
+        }                                                                                                              \\
+        target static void mf_##name##_delta(const void *w_, const void *h_, void *dw_, void *dh_, size_t n, double x, \\
+                                             double f, double shrink_w, double shrink_h) {                             \\
+            const type *w = (const type *)w_, *h = (const type *)h_;                                                   \\
+            type *dw = (type *)dw_, *dh = (type *)dh_;                                                                 \\
+            MF_DOT(type, mf_##name##_vec, width)                                                                       \\
+            type e = (type)(f * (x - (double)rest)), less_w = (type)shrink_w, less_h = (type)shrink_h;                 \\
+            for (i = 0; i < n; i++) {                                                                                  \\
+                dw[i] = h[i] * e - w[i] * less_w;                                                                      \\
+                dh[i] = w[i] * e - h[i] * less_h;                                                                      \\
+            }                                                                                                          \\
+        }                                                                                                              \\
+        static const mf_arithmetic_t mf_##name = {mf_##name##_dot, mf_##name##_step, mf_##name##_delta};
+
+    MF_ARITHMETIC(f32, float, 4, )
+    MF_ARITHMETIC(f64, double, 2, )
+    #if defined(__x86_64__) && defined(__GNUC__)
+    MF_ARITHMETIC(f32_avx2, float, 8, __attribute__((target("avx2,fma"))))
+    MF_ARITHMETIC(f64_avx2, double, 4, __attribute__((target("avx2,fma"))))
+    MF_ARITHMETIC(f32_avx512, float, 16, __attribute__((target("avx512f"))))
+    MF_ARITHMETIC(f64_avx512, double, 8, __attribute__((target("avx512f"))))
+    #endif
+
+    /* best: 0 any processor, 1 AVX2, 2 AVX-512; less where the processor has less */
+    static const mf_arithmetic_t *mf_arithmetic(int is_double, int best) {
+    #if defined(__x86_64__) && defined(__GNUC__)
+        __builtin_cpu_init();
+        if (best > 1 && __builtin_cpu_supports("avx512f")) return is_double ? &mf_f64_avx512 : &mf_f32_avx512;
+        if (best > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+            return is_double ? &mf_f64_avx2 : &mf_f32_avx2;
+    #endif
+        (void)best;
+        return is_double ? &mf_f64 : &mf_f32;
+    }
+
+    static inline void mf_prefetch(const char *row, size_t bytes) {
+        for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 1, 3);
+        __builtin_prefetch(row + bytes - 1, 1, 3);
+    }
+    """
+    ctypedef struct arithmetic_t "mf_arithmetic_t":
+        double (*dot)(const void* w, const void* h, size_t n) noexcept nogil
+        void (*step)(void* w, void* h, size_t n, double x, double f, double shrink_w, double shrink_h) noexcept nogil
+        void (*delta)(const void* w, const void* h, void* dw, void* dh, size_t n, double x, double f, double shrink_w,
+                      double shrink_h) noexcept nogil
+    const arithmetic_t* arithmetic "mf_arithmetic"(int is_double, int best) noexcept nogil
+    void prefetch "mf_prefetch"(const char* row, size_t bytes) noexcept nogil
+
+
+# Random numbers: splitmix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+cdef inline uint64_t mix(uint64_t z) noexcept nogil:
+    z = (z ^ (z >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * <uint64_t>0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+cdef inline uint64_t draw(uint64_t* state) noexcept nogil:
+    state[0] += <uint64_t>0x9E3779B97F4A7C15
+    return mix(state[0])
+
+
+cdef inline uint64_t below(uint64_t* state, uint64_t n) noexcept nogil:
+    """A random number in [0, n), n < 2**32; the bias is below n / 2**32."""
+    return ((draw(state) >> 32) * n) >> 32
