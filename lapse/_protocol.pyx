@@ -16,14 +16,15 @@ from libc.string cimport memcpy, memset
 import numpy
 
 cimport cython
-from lapse._directory cimport (cached_owner, digest_directory, directory_epoch, directory_free, directory_new, home_of,
+from lapse._directory cimport (cached_owner, digest_directory, directory_epoch, directory_free, directory_new, expect_owner, home_of,
                                owner_of, remember_owner, set_owner)
 from lapse._operations cimport ensure_offsets, ensure_room, worker_free, worker_new
 from lapse._pins cimport pin_add, pin_drop, pin_find
-from lapse._store cimport (AWAY, COMING, HERE, KeyState, absent_rows, add_values, away_epoch, batch_bytes, digest_rows, epoch_of,
-                           first_out_of_range, gone_word, incoming_word, insert_row, is_home, latch, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word,
-                           state_of, store_free, store_new, stored_bytes, transfer_of, unlatch, visible_bytes)
-from lapse._sync cimport add_i64, load_i64, load_u64, store_i32, store_i64, store_u64, unlikely
+from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, away_epoch, batch_bytes,
+                           digest_rows, epoch_of, expect_row, expect_slot, first_out_of_range, gone_word, incoming_word, insert_row,
+                           is_home, latch, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word, state_of, store_free,
+                           store_new, stored_bytes, transfer_of, unlatch, visible_bytes)
+from lapse._sync cimport add_i64, load_i64, load_u64, prefetch_write, store_i32, store_i64, store_u64, unlikely
 from lapse._trace cimport trace_add, trace_choose, trace_drain, trace_free, trace_new
 from lapse._transfers cimport entry_free, entry_new, entry_values, transfer_append, transfer_free, transfer_new
 from lapse._types cimport (ERR_FAILED, ERR_MEMORY, FLOAT32, FLOAT64, INT32, INT64, MAX_NODES, OP_LOCALIZE, OP_PULL, OP_PUSH,
@@ -360,10 +361,10 @@ cdef class Protocol:
             unlatch(self.store, key, word)
             return self.settle(b, i)
         t = transfer_new(away_epoch(word))
-        e = entry_new(0)
-        if t == NULL or e == NULL:
+        if t == NULL:
             unlatch(self.store, key, word)
             return ERR_MEMORY
+        e = &t.own
         e.kind = OP_LOCALIZE
         e.origin = b.origin
         e.worker = b.worker
@@ -805,6 +806,9 @@ cdef class Protocol:
         if ensure_room(w, n) != 0:
             return self.blame(NO_MEMORY, -1, 0)
         for i in range(n):
+            if i + SLOT_AHEAD < n:
+                expect_slot(self.store, keys[i + SLOT_AHEAD])
+                expect_owner(self.directory, keys[i + SLOT_AHEAD])
             if not is_home(self.store, keys[i]):
                 return self.blame(BAD_HOME, keys[i], 0)
             if owner_of(self.directory, keys[i]) == requester:
@@ -957,6 +961,10 @@ cdef class Protocol:
         values = <char*>out_epochs + aux_bytes(count)
         self.sink.lock(to)
         for j in range(count):
+            if j + SLOT_AHEAD < count:
+                expect_slot(s, keys[chosen[j + SLOT_AHEAD]])
+            if j + ROW_AHEAD < count:
+                expect_row(s, keys[chosen[j + ROW_AHEAD]])
             key = keys[chosen[j]]
             epoch = epochs[chosen[j]] if epochs != NULL else directory_epoch(self.directory, key) + 1
             word = latch(s, key)
@@ -995,6 +1003,12 @@ cdef class Protocol:
         if ensure_room(w, n) != 0:
             return self.blame(NO_MEMORY, -1, 0)
         for i in range(n):
+            if i + SLOT_AHEAD < n:
+                expect_slot(s, keys[i + SLOT_AHEAD])
+            if i + ROW_AHEAD < n:
+                t = <transfer_t*>transfer_of(slot_word(s, keys[i + ROW_AHEAD]))
+                prefetch_write(t)
+                prefetch_write(<char*>t + sizeof(transfer_t) - 1)
             word = slot_word(s, keys[i])
             if state_of(s, keys[i], word) != COMING:
                 return self.blame(NOT_COMING, keys[i], epochs[i])
