@@ -55,9 +55,9 @@ cdef struct worker_t:
 
 
 cdef inline bint op_finished(worker_t* w, Timestamp ts) noexcept nogil:
-    """Has an operation that this worker issued finished? (Worker's thread only.)"""
+    """Has an operation that this worker issued finished?"""
     cdef op_t* op = w.ops + (ts & w.mask)
-    return op.ts != ts or load_i64(&op.remaining) == 0
+    return load_i64(&op.ts) != ts or load_i64(&op.remaining) == 0
 
 
 cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) noexcept nogil   # NULL: out of memory
