@@ -47,6 +47,7 @@ cdef struct worker_t:
     int64_t* heads
     int64_t* tails
     # in-place access
+    void* holder                # the Worker that has this slot; only compared; under the GIL
     int held                    # keys of the acquire that is open
     Key held_keys[ACQUIRE_MAX]  # the local ones, sorted, each once
     uint64_t held_words[ACQUIRE_MAX]

@@ -9,6 +9,7 @@ cdef struct channel_t:          # to one other node, or to this node itself
     pthread_mutex_t mutex       # also the fence that libzmq asks of threads that share a socket
     void* socket                # borrowed from pyzmq: PUSH
     uint64_t sent               # sequence number of the last message sent; under mutex
+    uint64_t written            # atomic; `sent`, once the message is complete: libzmq orders it, but ThreadSanitizer cannot see that
     uint64_t received           # of the last one received; server thread only
     int64_t messages, bytes     # sent; under mutex
     char user[16]               # what the transport must have authenticated: the rank in decimal

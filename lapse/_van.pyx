@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset, strcmp
 from lapse._protocol cimport FINE, NO_MEMORY, SEND_FAILED, Protocol, Sink, out_t, worker_t
 from lapse._protocol import VIOLATIONS
 from lapse._sync cimport (add_u32, fence, load_i32, load_u32, load_u64, nanoseconds, park, pthread_mutex_destroy, pthread_mutex_init,
-                          pthread_mutex_lock, pthread_mutex_unlock, set_once_i32, store_i32, unlikely, unpark)
+                          pthread_mutex_lock, pthread_mutex_unlock, set_once_i32, store_i32, store_u64, unlikely, unpark)
 from lapse._types cimport (ERR_FAILED as C_ERR_FAILED, ERR_FORKED as C_ERR_FORKED, ERR_INTERRUPTED as C_ERR_INTERRUPTED, ERR_MEMORY,
                            ERR_STOPPED as C_ERR_STOPPED)
 from lapse._wire cimport GOODBYE, HEADER_BYTES, HELLO, MAGIC, STOP, VERSION, header_t
@@ -99,6 +99,9 @@ cdef class Van(Sink):
     cdef int send(self, Rank dest, out_t* out) noexcept nogil:
         cdef channel_t* channel = self.channels + dest
         cdef header_t* h = <header_t*>out.data
+        if unlikely(channel.socket == NULL):
+            zmq_msg_close(<zmq_msg_t*>out.storage)
+            return C_ERR_FAILED
         channel.sent += 1
         channel.messages += 1
         channel.bytes += <int64_t>out.size
@@ -107,6 +110,7 @@ cdef class Van(Sink):
         h.job = self.job
         h.src = <uint32_t>self.me
         h.seq = channel.sent
+        store_u64(&channel.written, h.seq)
         if zmq_msg_send(<zmq_msg_t*>out.storage, channel.socket, ZMQ_DONTWAIT) < 0:
             # The connection is gone; the monitor knows why. A message that was not sent leaves a hole, so nothing may follow.
             zmq_msg_close(<zmq_msg_t*>out.storage)
@@ -167,6 +171,7 @@ cdef class Van(Sink):
                 self.broken = RECEIVE_FAILED
                 self.broken_by = self.me
                 break
+            load_u64(&self.channels[self.me].written)       # what came over inproc was written before
             data = <char*>zmq_msg_data(&msg)
             size = zmq_msg_size(&msg)
             if <uintptr_t>data & 7:
@@ -316,6 +321,15 @@ cdef class Van(Sink):
         """End the server loop after the messages that are already here. Does not block."""
         with nogil:
             self.control(self.me, STOP)
+
+    def close(self):
+        """Let go of the sockets, which are about to be closed: whoever still wants to send gets an error. After run()."""
+        cdef Rank dest
+        for dest in range(self.num_nodes):
+            with nogil:
+                self.lock(dest)
+                self.channels[dest].socket = NULL
+                self.unlock(dest)
 
     def fail(self, int code):
         """Every present and later call of every worker returns this ERR_ code; the server loop ends. Does not block.

@@ -35,12 +35,27 @@ cdef enum:
     SLICE = 100000000           # nanoseconds between looks at signals
 
 
+cdef void drop_latches(Protocol protocol, worker_t* w) noexcept nogil:
+    cdef int k
+    for k in range(w.held_rows):
+        unlatch(protocol.store, w.held_keys[k], w.held_words[k])
+    w.held = 0
+    w.held_rows = 0
+
+
 cdef class Worker:
     """One worker thread's access to the parameters; the C level. `attach` it to a server before anything else."""
 
     def __cinit__(self):
         self.buffers = {}
         self.index = -1
+        self.patience = -1
+
+    def __dealloc__(self):
+        # Not through another thread, which may need the GIL that somebody keeps while waiting for the latch. (Without protocol:
+        # the garbage collector has taken it away; then the node does it.)
+        if self.protocol is not None and self.w != NULL and self.w.holder == <void*>self:
+            drop_latches(self.protocol, self.w)
 
     def attach(self, server, int index, int64_t credit_bytes):
         """Take worker slot `index` of the server's node. credit_bytes bounds what is under way at once."""
@@ -53,7 +68,8 @@ cdef class Worker:
         self.server = server
         self.index = index
         self.credit_bytes = credit_bytes
-        self.w.held = 0
+        drop_latches(protocol, self.w)          # an earlier Worker of the slot may have left some
+        self.w.holder = <void*>self
         self.w.busy = 0
 
     # --- primitives --------------------------------------------------------------------------------------------------------------
@@ -92,6 +108,17 @@ cdef class Worker:
                 return ERR_TOO_MANY
             if ensure_room(w, n) != 0:
                 return ERR_MEMORY
+        if n > 0 and load_i64(&w.open_ops) != 0:
+            # Should it have to wait for credit, then before anything is applied: it may be interrupted.
+            credit = self.credit_of(kind, keys, NULL, n)
+            if not self.reached(CREDIT, <int64_t>credit):
+                if self.protocol.shared_memory and (kind == OP_LOCALIZE or load_i64(&w.pins.cached) == 0):
+                    m = absent_rows(s, keys, n, w.misses)
+                    credit = self.credit_of(kind, keys, w.misses, m)
+                if m > 0 and not self.reached(CREDIT, <int64_t>credit):
+                    rc = self.block(CREDIT, <int64_t>credit, self.patience)
+                    if rc != 0:
+                        return rc
         # what is here needs no more than its latch, unless operations by a guessed route are still unanswered
         if self.protocol.shared_memory and (kind == OP_LOCALIZE or load_i64(&w.pins.cached) == 0):
             if kind == OP_PULL:
@@ -106,25 +133,32 @@ cdef class Worker:
                 return ERR_MEMORY
             (<int64_t*>&w.counters)[(kind - OP_PULL) * 3] += n - m
         else:
+            m = n
             for j in range(n):
                 w.misses[j] = <uint32_t>j
         if m == 0:
             return DONE
-        credit = 16 * m
-        if s.visible == NULL:
-            credit += m * (s.uniform_stored if kind == OP_LOCALIZE else s.uniform_visible)
-        else:
-            for j in range(m):
-                credit += stored_bytes(s, keys[w.misses[j]])
-        if not self.reached(CREDIT, <int64_t>credit):
+        credit = self.credit_of(kind, keys, w.misses, m)
+        if not self.reached(CREDIT, <int64_t>credit):       # keys have left meanwhile
             rc = self.block(CREDIT, <int64_t>credit, -1)
             if rc != 0:
                 return rc
         rc = self.protocol.issue(w, kind, keys, n, vals, w.misses, m, credit, &ts)
         if unlikely(rc != 0):
             self.van.abort(ERR_FAILED)
-            return rc
+            return rc if rc == ERR_MEMORY else load_i32(&self.van.state)    # the cause, if the node had ended before
         return ts
+
+    cdef size_t credit_of(self, int kind, const Key* keys, const uint32_t* positions, Py_ssize_t m) noexcept nogil:
+        """What these positions of a call (NULL: the first m) are charged."""
+        cdef const store_t* s = self.protocol.store
+        cdef size_t credit = 16 * m
+        cdef Py_ssize_t j
+        if s.visible == NULL and s.stored == NULL:
+            return credit + m * (s.uniform_stored if kind == OP_LOCALIZE else s.uniform_visible)
+        for j in range(m):
+            credit += stored_bytes(s, keys[positions[j] if positions != NULL else j])
+        return credit
 
     # --- waiting -------------------------------------------------------------------------------------------------------------------
 
@@ -303,13 +337,9 @@ cdef class Worker:
 
     cdef int release(self, uint32_t changed) noexcept nogil:
         cdef worker_t* w = self.w
-        cdef int k
         if w == NULL:
             return ERR_STOPPED
-        for k in range(w.held_rows):
-            unlatch(self.protocol.store, w.held_keys[k], w.held_words[k])
-        w.held = 0
-        w.held_rows = 0
+        drop_latches(self.protocol, w)
         while changed:
             changed &= changed - 1
             w.counters.pushed_local += 1

@@ -41,6 +41,7 @@ trace_log = logging.getLogger("lapse.trace")
 DTYPES = ("float32", "float64", "int32", "int64")
 PROTOCOL_VERSION = 1
 FRAME_SLACK = 4096              # bytes of a frame with one value that are not the value, generously
+EXPLANATION = 3.0               # seconds until the cluster should know why messages cannot be sent
 JOIN_THREADS = 10.0             # seconds for the node's own threads to end
 
 _config: Config | None = None
@@ -151,7 +152,7 @@ class Node:
         self.ending = threading.Lock()
         self.slots: list = [None] * config.num_threads          # weak references to live Workers
         self.retired: set[int] = set()
-        self.orphans: dict[int, object] = {}                    # slot -> Operations that outlived their Worker
+        self.orphans: list = []         # Operations whose Worker is gone and whose arrays are still written to
         self.errands: queue.SimpleQueue = queue.SimpleQueue()
         self.rounds = 0                 # of job_stats
         self.server = None              # weak reference
@@ -202,6 +203,8 @@ class Node:
             by, what = violation
             log.error("node %d got from node %d: %s", self.rank, by, what)
             self.cluster.fail(f"broke the protocol: {what}", by if by >= 0 else None)
+        elif self.van.state_code() == _van.ERR_FAILED and not self.failure:
+            self.errands.put(("unexplained",))
 
     # -- failure
 
@@ -283,15 +286,14 @@ class Node:
         with self.lock:
             self.slots[index] = None
 
-    def adopt(self, index: int) -> dict:
-        """The arrays that an earlier Worker of the slot left with operations under way."""
-        orphan = self.orphans.pop(index, None)
-        return dict(orphan.held) if orphan is not None and not orphan.idle else {}
-
     def finalized(self, index: int, operations):
-        if not operations.idle:         # the job failed: what is under way may still be written to
-            self.orphans[index] = operations
+        self.keep(operations)           # not empty when the job failed
         self.leave(index)
+
+    def keep(self, operations):
+        """Hold the arrays of unfinished pulls until nothing writes to them any more."""
+        if not operations.quiet:
+            self.orphans.append(operations)
 
     def dropped(self, index: int, operations):
         """A Worker is gone without finalize (a finalizer: any thread, any instant)."""
@@ -326,9 +328,10 @@ class Node:
             pause = 0.05 if self.orphans else 1.0 if self.config.trace_keys else None
             with contextlib.suppress(queue.Empty):
                 errand = self.errands.get(timeout=pause)
-            for index, operations in list(self.orphans.items()):
-                if operations.idle:
-                    self.orphans.pop(index, None)
+            for operations in list(self.orphans):
+                if operations.quiet:
+                    self.orphans.remove(operations)
+            operations = None
             self.log_trace()
             if errand is None:
                 continue
@@ -341,6 +344,10 @@ class Node:
                     self.retire(*what)
                 elif kind == "fail":
                     self.cluster.fail(*what)
+                elif kind == "unexplained":
+                    # A broken connection is known to the cluster in a moment, with its cause; this node's own trouble is not.
+                    if not self.failed.wait(EXPLANATION) and not self.closed:
+                        self.cluster.fail("could not send a message, or had no memory for one")
                 elif kind == "abandon":
                     self.abandon("its Server was dropped without shutdown")
                     return
@@ -353,10 +360,10 @@ class Node:
             slot = self.slots[index]
             taken = slot is not None and slot() is not None        # by a new Worker already
             if not taken:
+                operations.let_go()
                 self.slots[index] = None
                 self.retired.add(index)
-                if not operations.idle:
-                    self.orphans[index] = operations
+        self.keep(operations)
         if not taken and not self.closed:
             self.cluster.retire(self.member(index))
 
@@ -412,14 +419,10 @@ class Node:
 
     def finish_workers(self):
         """Wait for the operations of Workers that were not finalized; none of this node's slots will come to a barrier again."""
-        with self.lock:
-            slots = [slot and slot() for slot in self.slots]
-            left = [worker.buffers for worker in slots if worker is not None and hasattr(worker.buffers, "idle")]
-        for index in range(len(slots)):
+        for index in range(len(self.slots)):
             self.cluster.retire(self.member(index))
-        left += list(self.orphans.values())
         pause, end = 0.0005, time.monotonic() + (self.config.op_timeout or float("inf"))
-        while not all(operations.idle for operations in left):
+        while self.protocol.open_operations():
             self.check()
             if time.monotonic() > end:
                 raise LapseError(f"operations were still under way after {self.config.op_timeout:g} s")
@@ -473,6 +476,8 @@ class Node:
         self.errands.put(("end",))
         self.release_interrupts()
         if self.van is None or not self.thread.is_alive():
+            if self.van is not None:
+                self.van.close()        # a worker may be about to send
             self.cluster.close()
         self.ended.set()
 
