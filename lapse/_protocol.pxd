@@ -168,6 +168,7 @@ cdef class Protocol:
     cdef int emit(self, batch_t* b, Rank dest, int kind, int64_t head, bint homed) noexcept nogil
     cdef void move_owner(self, Key key, Rank owner, Epoch epoch) noexcept nogil
     cdef void settle_late(self) noexcept nogil
+    cdef bint has_place(self, const op_t* op, uint32_t position, Key key) noexcept nogil
     cdef int handle_operation(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Rank src) noexcept nogil
     cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil
     cdef int serve_here(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Py_ssize_t m) noexcept nogil

@@ -47,6 +47,8 @@ cdef enum:
     MAX_HOPS = 64               # hops after which the job is aborted
     LATE_MESSAGES = 3           # FAULT_LATE_DIRECTORY: how many messages late
 
+cdef Key MAX_KEYS = <Key>1 << 56     # more than any machine has memory for; sizes of tables stay far below 2**64
+
 VIOLATIONS = {
     BAD_SIZE: "a message whose size does not follow from its keys",
     BAD_TYPE: "a message of an unknown type",
@@ -145,6 +147,8 @@ cdef class Protocol:
             raise ValueError(f"rank {rank} of {num_nodes} nodes")
         if num_keys <= 0 or max_workers <= 0 or credit_ops <= 0:
             raise ValueError("num_keys, max_workers and credit_ops must be positive")
+        if num_keys > MAX_KEYS:
+            raise MemoryError(f"no memory for {num_keys} keys")
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
         self.me = rank
@@ -218,14 +222,14 @@ cdef class Protocol:
             b.done = keep_last(keys, todo, &m)
             if b.done < 0:
                 return ERR_MEMORY
+        store_i64(&op.ts, w.next_ts)            # before `remaining`, which opens the operation: see find_op
         op.vals = <char*>vals
         op.n = n
         op.kind = kind
         op.credit = credit
-        store_i64(&op.remaining, m + b.done + 1)
         add_i64(&w.open_ops, 1)
         add_i64(&w.open_bytes, <int64_t>credit)
-        store_i64(&op.ts, w.next_ts)
+        store_i64(&op.remaining, m + b.done + 1)
         w.next_ts += 1
         b.kind = kind
         b.origin = self.me
@@ -595,7 +599,12 @@ cdef class Protocol:
         if w == NULL or ts < 0:
             return NULL
         op = w.ops + (ts & w.mask)
-        return op if load_i64(&op.ts) == ts and load_i64(&op.remaining) > 0 else NULL
+        return op if load_i64(&op.remaining) > 0 and load_i64(&op.ts) == ts else NULL
+
+    cdef bint has_place(self, const op_t* op, uint32_t position, Key key) noexcept nogil:
+        """Does that position of the call exist, and, where lengths differ, have the length of the key's value?"""
+        return position < <size_t>op.n and (self.store.visible == NULL or op.kind == OP_LOCALIZE or
+                                            op.offsets[position + 1] - op.offsets[position] == visible_bytes(self.store, key))
 
     cdef int handle(self, char* data, size_t size, Rank src) noexcept nogil:
         cdef header_t* h = <header_t*>data
@@ -620,12 +629,21 @@ cdef class Protocol:
         i = first_out_of_range(keys, n, self.store.num_keys)
         if i >= 0:
             return self.blame(BAD_KEY, keys[i], 0)
-        if h.type == TRANSFER:
-            for i in range(n):
-                expected += stored_bytes(self.store, keys[i])
-        elif h.type == PUSH or h.type == SET or h.type == VALUES:
-            expected = batch_bytes(self.store, keys, n)
+        if LOCALIZE <= h.type <= TRANSFER:
+            if self.store.stored == NULL:
+                size = n * self.store.uniform_stored
+            else:
+                size = 0
+                for i in range(n):
+                    size += stored_bytes(self.store, keys[i])
+        else:
+            size = batch_bytes(self.store, keys, n)
+        if h.type == TRANSFER or h.type == PUSH or h.type == SET or h.type == VALUES:
+            expected = size
         if h.value_bytes != expected:
+            return self.blame(BAD_SIZE, -1, 0)
+        # what it asks for comes in one frame
+        if n > 1 and (h.type == PULL or h.type == LOCALIZE or h.type == HAND_OVER) and frame_bytes(n, size) > FRAME_BYTES:
             return self.blame(BAD_SIZE, -1, 0)
         if h.origin >= <uint32_t>self.num_nodes:
             return self.blame(BAD_ORIGIN, -1, 0)
@@ -718,8 +736,10 @@ cdef class Protocol:
                 return self.blame(BAD_ANSWER, keys[0], 0)
             asker = self.workers[h.worker]
             for i in range(n):
-                if aux[i] >= <size_t>op.n:
+                if not self.has_place(op, aux[i], keys[i]):
                     return self.blame(BAD_ANSWER, keys[i], 0)
+            if load_i64(&op.remaining) < n - m:
+                return self.blame(BAD_ANSWER, keys[0], 0)
             if h.hops == 0:
                 tally(&w.counters, kind, LOCAL, n - m)
         else:
@@ -828,6 +848,8 @@ cdef class Protocol:
                 key = keys[i]
                 self.between()
                 owner = owner_of(self.directory, key)
+                if owner == requester:                      # the same key twice in one message
+                    return self.blame(OWNER_ASKS, key, directory_epoch(self.directory, key))
                 if owner == self.me:
                     # Only this thread changes an entry that names this node, so no lock is needed to rely on it.
                     state = state_of(self.store, key, slot_word(self.store, key))
@@ -1161,7 +1183,7 @@ cdef class Protocol:
                     self.counters_.relocation_histogram[relocation_bucket(took)] += 1
             else:
                 op = self.find_op(e.worker, e.ts)
-                if op == NULL or e.position >= <size_t>op.n or op.kind != e.kind:
+                if op == NULL or op.kind != e.kind or not self.has_place(op, e.position, key) or load_i64(&op.remaining) <= a.count:
                     return self.blame(BAD_ANSWER, key, 0)
                 if e.kind == OP_PULL:
                     memcpy(op.vals + (op.offsets[e.position] if self.store.visible != NULL else e.position * size), row, size)
@@ -1249,8 +1271,7 @@ cdef class Protocol:
             return self.blame(BAD_ANSWER, keys[0] if n else -1, 0)
         w = self.workers[h.worker]
         for i in range(n):
-            if aux[i] >= <size_t>op.n or (s.visible != NULL and op.offsets[aux[i] + 1] - op.offsets[aux[i]]
-                                          != visible_bytes(s, keys[i])):
+            if not self.has_place(op, aux[i], keys[i]):
                 return self.blame(BAD_ANSWER, keys[i], 0)
         if h.type == VALUES:
             for i in range(n):
@@ -1300,6 +1321,15 @@ cdef class Protocol:
                     operations += load_i64(&self.workers[i].open_ops)
                     pins += self.workers[i].pins.used
         return {"coming": coming, "operations": operations, "pins": pins}
+
+    def open_operations(self):
+        """How many operations of this node's workers have not finished."""
+        cdef int i
+        cdef int64_t operations = 0
+        for i in range(self.max_workers):
+            if self.workers[i] != NULL:
+                operations += load_i64(&self.workers[i].open_ops)
+        return operations
 
     def is_local(self, Key key):
         """Is the key here at this instant?"""

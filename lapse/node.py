@@ -41,6 +41,7 @@ trace_log = logging.getLogger("lapse.trace")
 DTYPES = ("float32", "float64", "int32", "int64")
 PROTOCOL_VERSION = 1
 FRAME_SLACK = 4096              # bytes of a frame with one value that are not the value, generously
+EXPLANATION = 3.0               # seconds until the cluster should know why messages cannot be sent
 JOIN_THREADS = 10.0             # seconds for the node's own threads to end
 
 _config: Config | None = None
@@ -158,7 +159,11 @@ class Node:
         self.ending = threading.Lock()
         self.slots: list = [None] * config.num_threads          # weak references to live Workers
         self.retired: set[int] = set()
+<<<<<<< HEAD
         self.orphans: list = []                                 # Operations that outlived their Worker
+=======
+        self.orphans: list = []         # Operations whose Worker is gone and whose arrays are still written to
+>>>>>>> review
         self.errands: queue.SimpleQueue = queue.SimpleQueue()
         self.rounds = 0                 # of job_stats
         self.server = None              # weak reference
@@ -209,6 +214,8 @@ class Node:
             by, what = violation
             log.error("node %d got from node %d: %s", self.rank, by, what)
             self.cluster.fail(f"broke the protocol: {what}", by if by >= 0 else None)
+        elif self.van.state_code() == _van.ERR_FAILED and not self.failure:
+            self.errands.put(("unexplained",))
 
     # -- failure
 
@@ -291,9 +298,18 @@ class Node:
             self.slots[index] = None
 
     def finalized(self, index: int, operations):
+<<<<<<< HEAD
         if operations.purge():          # the job failed: what is under way may still be written to
             self.errands.put(("orphan", operations))
+=======
+        self.keep(operations)           # not empty when the job failed
+>>>>>>> review
         self.leave(index)
+
+    def keep(self, operations):
+        """Hold the arrays of unfinished pulls until nothing writes to them any more."""
+        if not operations.quiet:
+            self.orphans.append(operations)
 
     def dropped(self, index: int, operations):
         """A Worker is gone without finalize (a finalizer: any thread, any instant)."""
@@ -328,7 +344,14 @@ class Node:
             pause = 0.05 if self.orphans else 1.0 if self.config.trace_keys else None
             with contextlib.suppress(queue.Empty):
                 errand = self.errands.get(timeout=pause)
+<<<<<<< HEAD
             self.orphans = [operations for operations in self.orphans if operations.purge()]
+=======
+            for operations in list(self.orphans):
+                if operations.quiet:
+                    self.orphans.remove(operations)
+            operations = None
+>>>>>>> review
             self.log_trace()
             if errand is None:
                 continue
@@ -346,6 +369,10 @@ class Node:
                     self.orphans += what
                 elif kind == "fail":
                     self.cluster.fail(*what)
+                elif kind == "unexplained":
+                    # A broken connection is known to the cluster in a moment, with its cause; this node's own trouble is not.
+                    if not self.failed.wait(EXPLANATION) and not self.closed:
+                        self.cluster.fail("could not send a message, or had no memory for one")
                 elif kind == "abandon":
                     self.abandon("its Server was dropped without shutdown")
                     return
@@ -358,8 +385,13 @@ class Node:
             slot = self.slots[index]
             taken = slot is not None and slot() is not None        # by a new Worker already
             if not taken:
+                operations.let_go()
                 self.slots[index] = None
                 self.retired.add(index)
+<<<<<<< HEAD
+=======
+        self.keep(operations)
+>>>>>>> review
         if not taken and not self.closed:
             self.cluster.retire(self.member(index))
 
@@ -418,7 +450,11 @@ class Node:
         for index in range(len(self.slots)):
             self.cluster.retire(self.member(index))
         pause, end = 0.0005, time.monotonic() + (self.config.op_timeout or float("inf"))
+<<<<<<< HEAD
         while open_operations(self.protocol):
+=======
+        while self.protocol.open_operations():
+>>>>>>> review
             self.check()
             if time.monotonic() > end:
                 raise LapseError(f"operations were still under way after {self.config.op_timeout:g} s")
@@ -472,7 +508,12 @@ class Node:
         self.errands.put(("end",))
         self.release_interrupts()
         if self.van is None or not self.thread.is_alive():
+<<<<<<< HEAD
             self.orphans = []           # nothing writes to them any more
+=======
+            if self.van is not None:
+                self.van.close()        # a worker may be about to send
+>>>>>>> review
             self.cluster.close()
         self.ended.set()
 

@@ -18,7 +18,7 @@ DEADLINE = 120                      # seconds for one test; then all stacks are 
 
 @pytest.fixture
 def deadline():
-    faulthandler.dump_traceback_later(DEADLINE, exit=True)
+    faulthandler.dump_traceback_later(DEADLINE, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
 
