@@ -1,7 +1,7 @@
 """Matrix factorization: `python -m benchmarks.mf [--quick]`.
 
 The matrix is the one on which the C++ program was measured: 20,000 x 10,000, 2 million cells of rank 10 and noise, factors of rank 100,
-float64. Whatever is compared runs in turn. s/epoch is the training of the program's slowest worker, from barrier to barrier, without losses.
+float64. Whatever is compared runs in turn. s/epoch is the training of the slowest worker, from barrier to barrier, without losses.
 """
 from __future__ import annotations
 
@@ -123,8 +123,9 @@ def program_rows(rounds, epochs):
 
 def kernel_rows(rounds):
     """The training loop with and without the parameter server, in one thread; CPU time, which other work disturbs less."""
-    import lapse
     from apps.mf._kernel import Trainer, train_arrays
+
+    import lapse
     from apps.mf.data import open_cells
     with open_cells(DATA / "train.mmc") as opened:
         cells = np.concatenate([block.copy() for block in opened.blocks()])
