@@ -1,16 +1,15 @@
 """Every byte that a node sends is hostile: what the protocol refuses, before anything changes and outside of nobody's arrays."""
 import random
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.ext.probe_build import load_extension
+
 pytest.importorskip("Cython")
 EXT = Path(__file__).resolve().parents[1] / "ext"
-sys.path.insert(0, str(EXT))
-from probe_build import load_extension
 
 PULL, PUSH, SET, LOCALIZE, HAND_OVER, TRANSFER, VALUES, ACK = range(1, 9)
 BAD_SIZE, BAD_KEY, OWNER_ASKS, BAD_ANSWER = -100, -102, -105, -111
