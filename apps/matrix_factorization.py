@@ -7,9 +7,11 @@ keeps; the columns' parameters relocate. dsgd: rounds in which every worker has 
     python tracker/dmlc_local.py -s 2 build/apps/matrix_factorization --dataset apps/data/mf/ -r 2 --num_rows 6 --num_cols 4 --epochs 10
 """
 import argparse
+import contextlib
 import json
 import logging
 import math
+import resource
 import sys
 import time
 from dataclasses import asdict
@@ -140,6 +142,13 @@ def reporter(args):
     return report
 
 
+def peak_memory():
+    """Return the most bytes that this process has had in memory."""
+    with contextlib.suppress(OSError, StopIteration):
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss      # bytes on macOS, which has no /proc
+
+
 # --- the program ----------------------------------------------------------------------------------------------------------------------
 
 def run_node(args, train_cells, test_cells, layout, factors, config):
@@ -175,6 +184,7 @@ def run_node(args, train_cells, test_cells, layout, factors, config):
             return trained
 
         trained = run_workers(threads, work)[0]
+        log.info("node %d had at most %.0f MiB in memory", rank, peak_memory() / 2**20)
     if rank == 0:
         last = trained.epochs[-1]
         sys.stdout.write(f"{NAME}: {'stopped by --max_runtime' if trained.stopped else 'OK'} ({server.num_nodes} nodes x {threads} "

@@ -51,6 +51,7 @@ cdef class Worker:
     cdef int barrier(self) noexcept nogil
     cdef Py_ssize_t value_length(self, Key key) noexcept nogil         # visible numbers of a key
     cdef Key num_keys(self) noexcept nogil
+    # --- private ---
     # The one way in for all primitives; kind is an OpKind.
     cdef Timestamp issue(self, int kind, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef size_t credit_of(self, int kind, const Key* keys, const uint32_t* positions, Py_ssize_t m) noexcept nogil

@@ -30,7 +30,7 @@ from lapse.cluster import FRAME_BYTES, Cluster, Scheduler
 from lapse.config import Config
 from lapse.errors import Interrupted, LapseError, NodeFailure
 from lapse.stats import JobStats, NodeStats, keys_to_trace
-from lapse.worker import checked_keys, local_mask, open_operations
+from lapse.worker import checked_keys, local_mask
 
 __all__ = ["Server", "is_scheduler", "scheduler", "setup"]
 
@@ -159,11 +159,7 @@ class Node:
         self.ending = threading.Lock()
         self.slots: list = [None] * config.num_threads          # weak references to live Workers
         self.retired: set[int] = set()
-<<<<<<< HEAD
         self.orphans: list = []                                 # Operations that outlived their Worker
-=======
-        self.orphans: list = []         # Operations whose Worker is gone and whose arrays are still written to
->>>>>>> review
         self.errands: queue.SimpleQueue = queue.SimpleQueue()
         self.rounds = 0                 # of job_stats
         self.server = None              # weak reference
@@ -298,18 +294,9 @@ class Node:
             self.slots[index] = None
 
     def finalized(self, index: int, operations):
-<<<<<<< HEAD
         if operations.purge():          # the job failed: what is under way may still be written to
             self.errands.put(("orphan", operations))
-=======
-        self.keep(operations)           # not empty when the job failed
->>>>>>> review
         self.leave(index)
-
-    def keep(self, operations):
-        """Hold the arrays of unfinished pulls until nothing writes to them any more."""
-        if not operations.quiet:
-            self.orphans.append(operations)
 
     def dropped(self, index: int, operations):
         """A Worker is gone without finalize (a finalizer: any thread, any instant)."""
@@ -344,14 +331,7 @@ class Node:
             pause = 0.05 if self.orphans else 1.0 if self.config.trace_keys else None
             with contextlib.suppress(queue.Empty):
                 errand = self.errands.get(timeout=pause)
-<<<<<<< HEAD
             self.orphans = [operations for operations in self.orphans if operations.purge()]
-=======
-            for operations in list(self.orphans):
-                if operations.quiet:
-                    self.orphans.remove(operations)
-            operations = None
->>>>>>> review
             self.log_trace()
             if errand is None:
                 continue
@@ -363,7 +343,7 @@ class Node:
                 if kind == "dropped":
                     index, operations = what
                     self.orphans.append(operations)
-                    self.retire(index)
+                    self.retire(index, operations)
                     operations = None
                 elif kind == "orphan":
                     self.orphans += what
@@ -380,7 +360,7 @@ class Node:
                 log.exception("node %d: errand %s", self.rank, kind)
             what = None
 
-    def retire(self, index: int):
+    def retire(self, index: int, operations):
         with self.lock:
             slot = self.slots[index]
             taken = slot is not None and slot() is not None        # by a new Worker already
@@ -388,10 +368,6 @@ class Node:
                 operations.let_go()
                 self.slots[index] = None
                 self.retired.add(index)
-<<<<<<< HEAD
-=======
-        self.keep(operations)
->>>>>>> review
         if not taken and not self.closed:
             self.cluster.retire(self.member(index))
 
@@ -450,11 +426,7 @@ class Node:
         for index in range(len(self.slots)):
             self.cluster.retire(self.member(index))
         pause, end = 0.0005, time.monotonic() + (self.config.op_timeout or float("inf"))
-<<<<<<< HEAD
-        while open_operations(self.protocol):
-=======
         while self.protocol.open_operations():
->>>>>>> review
             self.check()
             if time.monotonic() > end:
                 raise LapseError(f"operations were still under way after {self.config.op_timeout:g} s")
@@ -508,12 +480,9 @@ class Node:
         self.errands.put(("end",))
         self.release_interrupts()
         if self.van is None or not self.thread.is_alive():
-<<<<<<< HEAD
             self.orphans = []           # nothing writes to them any more
-=======
             if self.van is not None:
                 self.van.close()        # a worker may be about to send
->>>>>>> review
             self.cluster.close()
         self.ended.set()
 

@@ -90,30 +90,18 @@ cdef class Operations:
     def __len__(self):
         return len(self.held)
 
-<<<<<<< HEAD
     def purge(self):
         """Let go of the arrays of finished pulls; returns how many are left. For the one thread that this belongs to."""
         for ts in [ts for ts in self.held if op_finished(self.w, ts)]:
             del self.held[ts]
         return len(self.held)
-=======
     def __cinit__(self):
         self.held = {}
-
-    @property
-    def quiet(self):
-        """Whether nothing writes to the arrays any more. Only when the Worker is gone."""
-        cdef Time ts
-        for ts in list(self.held):
-            if op_finished(self.w, ts):
-                del self.held[ts]
-        return not self.held
 
     def let_go(self):
         """Give back what a Worker that is gone has not released. Nobody else uses its slot meanwhile."""
         if self.w != NULL:
             drop_latches(self.protocol, self.w)
->>>>>>> review
 
     cdef int hold(self, Time ts, object arrays) except -1:
         if len(self.held) >= self.purge_at:
@@ -415,7 +403,6 @@ class Worker(Core):
     def __init__(self, *ids, server=None, asynchronous=False, **labels):
         cdef Core me = self
         cdef Operations ops = Operations.__new__(Operations)
-        ops.held = {}
         if server is None and ids:
             *ids, server = ids
         if not (hasattr(server, "_node") and len(ids) + len(labels) in (1, 2) and not labels.keys() - {"app_id", "customer_id"}):
@@ -721,16 +708,6 @@ def local_mask(Protocol protocol not None, keys):
         for i in range(n):
             out[i] = state_of(store, k[i], slot_word(store, k[i])) == HERE
     return mask
-
-
-def open_operations(Protocol protocol not None):
-    """The number of unfinished operations of all worker slots of this node. Asynchronous; thread-safe; local."""
-    cdef int64_t operations = 0
-    cdef int i
-    for i in range(protocol.max_workers):
-        if protocol.workers[i] != NULL:
-            operations += load_i64(&protocol.workers[i].open_ops)
-    return operations
 
 
 def checked_keys(Protocol protocol not None, keys):

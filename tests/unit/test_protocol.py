@@ -9,6 +9,8 @@ import pytest
 from tests.ext.probe_build import load_extension
 
 pytest.importorskip("Cython")
+from tests.ext.probe_build import load_extension
+
 EXT = Path(__file__).resolve().parents[1] / "ext"
 
 PULL, PUSH, SET, LOCALIZE, HAND_OVER, TRANSFER, VALUES, ACK = range(1, 9)
