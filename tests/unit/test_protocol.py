@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.ext.probe_build import load_extension
+
 pytest.importorskip("Cython")
 from tests.ext.probe_build import load_extension
 
