@@ -272,7 +272,7 @@ cdef char* new_row(store_t* s, Key key, bint zeros) noexcept nogil:
         pthread_mutex_unlock(&c.lock)
         at = 0
         while at < min(bytes, <size_t>1024):        # whoever localizes one key localizes many: the next one's row (NULL is harmless)
-            prefetch_write(following - HEADER + at)
+            prefetch_write(<const void*>(<size_t>following - HEADER + at))
             at += LINE
         if zeros:
             memset(row, 0, bytes)
