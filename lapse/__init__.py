@@ -8,6 +8,11 @@
 
 Lapse: Renz-Wieland et al., Dynamic Parameter Allocation in Parameter Servers, PVLDB 13(11), 2020.
 """
+try:
+    from lapse import _build  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"the compiled modules of Lapse are not in {__path__[0]}. In the source tree, run `make ps` or `pip install -e .` "
+                      "first, or leave it to use an installed Lapse") from error
 from lapse._version import __version__
 from lapse.errors import Interrupted, KeyRangeError, LapseError, NodeFailure, WorkerError
 from lapse.launch import launch

@@ -1030,7 +1030,7 @@ cdef class Protocol:
             if i + ROW_AHEAD < n:
                 t = <transfer_t*>transfer_of(slot_word(s, keys[i + ROW_AHEAD]))
                 prefetch_write(t)
-                prefetch_write(<char*>t + sizeof(transfer_t) - 1)
+                prefetch_write(<const void*>(<size_t>t + sizeof(transfer_t) - 1))      # (a hostile frame's key has none)
             word = slot_word(s, keys[i])
             if state_of(s, keys[i], word) != COMING:
                 return self.blame(NOT_COMING, keys[i], epochs[i])

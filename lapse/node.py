@@ -81,7 +81,9 @@ def scheduler(num_keys: int, num_threads: int, **settings):
     setup(num_keys, num_threads, **settings)
     if _config.role != "scheduler":
         raise RuntimeError("lapse.scheduler: the environment does not make this process the scheduler (DMLC_ROLE)")
-    return Scheduler(_config).run()
+    failure = Scheduler(_config).run()
+    if failure is not None:
+        raise NodeFailure(*failure)
 
 
 def _server_lives() -> bool:

@@ -344,6 +344,8 @@ class _Run:
             if node.status is None:
                 log.info("sending signal %d to node %d (pid %d)", number, node.rank, node.pid)
                 node.signal(number)
+                if number == signal.SIGTERM:
+                    node.signal(signal.SIGCONT)     # a stopped process would not notice
 
     def _end_everything(self) -> None:
         """Leave nothing behind: end the groups, then reap."""
@@ -361,8 +363,8 @@ class _Run:
         if self._stopped_by:
             log.error("ended by signal %d (%s)", self._stopped_by, signal.Signals(self._stopped_by).name)
             return 128 + self._stopped_by
-        if self._failed and self._scheduler.joined:
-            self._decided.wait(2 * GATHER_LAUNCHER)  # a node may have said more than its exit code does
+        if self._scheduler.joined:
+            self._decided.wait(2 * GATHER_LAUNCHER)  # nodes may have said more than their exit codes do
         verdict, first = self._verdict, self._failed[0] if self._failed else None
         if verdict is None:
             if first is None:
