@@ -9,7 +9,6 @@ import pytest
 from tests.ext.probe_build import load_extension
 
 pytest.importorskip("Cython")
-from tests.ext.probe_build import load_extension
 
 EXT = Path(__file__).resolve().parents[1] / "ext"
 
