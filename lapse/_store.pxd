@@ -102,16 +102,12 @@ cdef inline void expect_slot(const store_t* s, Key key) noexcept nogil:
 
 cdef inline void expect_row(const store_t* s, Key key) noexcept nogil:
     """Ask the memory for the key's row (or its transfer), whose slot word should be there by now. Harmless for any word."""
-    # numbers, not pointers: there may be nothing there
-    cdef size_t row = <size_t>(peek_u64(s.slots + key) & ~<uint64_t>7)
-    cdef size_t end = row + min(stored_bytes(s, key), <size_t>2048)
-    cdef size_t at = row - 8
-    if row == 0:
-        return
+    cdef size_t at = <size_t>(peek_u64(s.slots + key) & ~<uint64_t>7) - 8          # a number: of 0, no pointer may be made
+    cdef size_t end = at + 8 + min(stored_bytes(s, key), <size_t>2048)
     while at < end:
-        prefetch_write(<const void*>at)
+        prefetch_write(<void*>at)
         at += 64
-    prefetch_write(<const void*>(end - 1))
+    prefetch_write(<void*>(end - 1))
 
 
 cdef inline Epoch away_epoch(uint64_t word) noexcept nogil:

@@ -272,7 +272,7 @@ cdef char* new_row(store_t* s, Key key, bint zeros) noexcept nogil:
         pthread_mutex_unlock(&c.lock)
         at = 0
         while at < min(bytes, <size_t>1024):        # whoever localizes one key localizes many: the next one's row (NULL is harmless)
-            prefetch_write(<const void*>(<size_t>following - HEADER + at))
+            prefetch_write(<void*>(<size_t>following - HEADER + at))
             at += LINE
         if zeros:
             memset(row, 0, bytes)
@@ -461,9 +461,9 @@ cdef inline void prefetch_row(const char* row, size_t bytes, bint write) noexcep
     cdef size_t at = 0
     while at < near:
         if write:
-            prefetch_write(row + at)
+            prefetch_write(<void*>(<size_t>row + at))       # (NULL is harmless, but must not be added to)
         else:
-            prefetch_read(row + at)
+            prefetch_read(<void*>(<size_t>row + at))
         at += LINE
 
 
