@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lapse._build import kind
 from tests.ext.probe_build import load_extension
 
 EXT = Path(__file__).resolve().parents[1] / "ext"
@@ -421,7 +422,8 @@ print(slope - values)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's resident size")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists() or kind in ("asan", "tsan"),
+                    reason="reads Linux's resident size, to which sanitizers add")
 @pytest.mark.parametrize("length, touched, mixed, most", [
     (10, False, False, 10), (10, True, False, 24), (1, True, False, 24), (2, True, False, 24), (10, True, True, 32),
     (10, False, True, 18)], ids=str)
@@ -434,7 +436,8 @@ def test_bytes_per_key(length, touched, mixed, most):
     assert 0 < slope <= most
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's resident size")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists() or kind in ("asan", "tsan"),
+                    reason="reads Linux's resident size, to which sanitizers add")
 def test_a_small_store_is_small(probe):
     def resident():
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
