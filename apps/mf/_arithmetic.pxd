@@ -24,7 +24,8 @@ cdef extern from *:
         void (*delta)(const void *w, const void *h, void *dw, void *dh, size_t n, double x, double f, double shrink_w, double shrink_h);
     } mf_arithmetic_t;
 
-    #define MF_DOT(type, vec, width)                                                                                   \\
+    #define MF_SMALL(type) (16 / sizeof(type))      /* what is left at the end goes in vectors of 16 bytes */
+    #define MF_DOT(type, vec, width, small, less)                                                                      \\
         vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};                                                                    \\
         type rest = 0;                                                                                                 \\
         size_t i = 0;                                                                                                  \\
@@ -35,26 +36,40 @@ cdef extern from *:
             s3 += *(const vec *)(w + i + 3 * width) * *(const vec *)(h + i + 3 * width);                               \\
         }                                                                                                              \\
         for (; i + width <= n; i += width) s0 += *(const vec *)(w + i) * *(const vec *)(h + i);                        \\
+        small t = {0};                                                                                                 \\
+        for (; i + less <= n; i += less) t += *(const small *)(w + i) * *(const small *)(h + i);                       \\
         for (; i < n; i++) rest += w[i] * h[i];                                                                        \\
         s0 = (s0 + s1) + (s2 + s3);                                                                                    \\
-        for (int k = 0; k < width; k++) rest += s0[k];
+        union { vec all; small part[sizeof(vec) / 16]; } sum = {s0};                                                   \\
+        for (size_t half = sizeof(vec) / 32; half; half /= 2)                                                          \\
+            for (size_t k = 0; k < half; k++) sum.part[k] += sum.part[k + half];                                       \\
+        t += sum.part[0];                                                                                              \\
+        for (size_t half = less / 2; half; half /= 2)                                                                  \\
+            for (size_t k = 0; k < half; k++) t[k] += t[k + half];                                                     \\
+        rest += t[0];
 
     #define MF_ARITHMETIC(name, type, width, target)                                                                   \\
-        typedef type mf_##name##_vec __attribute__((vector_size(width * sizeof(type)), aligned(sizeof(type)), may_alias)); \\
+        typedef type mf_##name##_vec __attribute__((vector_size(width * sizeof(type)), aligned(sizeof(type)), may_alias));\\
+        typedef type mf_##name##_small __attribute__((vector_size(16), aligned(sizeof(type)), may_alias));             \\
         target static double mf_##name##_dot(const void *w_, const void *h_, size_t n) {                               \\
             const type *w = (const type *)w_, *h = (const type *)h_;                                                   \\
-            MF_DOT(type, mf_##name##_vec, width)                                                                       \\
+            MF_DOT(type, mf_##name##_vec, width, mf_##name##_small, MF_SMALL(type))                                    \\
             return (double)rest;                                                                                       \\
         }                                                                                                              \\
         target static void mf_##name##_step(void *w_, void *h_, size_t n, double x, double f, double shrink_w,         \\
                                             double shrink_h) {                                                         \\
             type *w = (type *)w_, *h = (type *)h_;                                                                     \\
-            MF_DOT(type, mf_##name##_vec, width)                                                                       \\
+            MF_DOT(type, mf_##name##_vec, width, mf_##name##_small, MF_SMALL(type))                                    \\
             type e = (type)(f * (x - (double)rest)), keep_w = (type)(1 - shrink_w), keep_h = (type)(1 - shrink_h);     \\
             for (i = 0; i + width <= n; i += width) {                                                                  \\
                 mf_##name##_vec a = *(mf_##name##_vec *)(w + i), b = *(mf_##name##_vec *)(h + i);                      \\
                 *(mf_##name##_vec *)(w + i) = a * keep_w + b * e;                                                      \\
                 *(mf_##name##_vec *)(h + i) = b * keep_h + a * e;                                                      \\
+            }                                                                                                          \\
+            for (; i + MF_SMALL(type) <= n; i += MF_SMALL(type)) {                                                     \\
+                mf_##name##_small a = *(mf_##name##_small *)(w + i), b = *(mf_##name##_small *)(h + i);                \\
+                *(mf_##name##_small *)(w + i) = a * keep_w + b * e;                                                    \\
+                *(mf_##name##_small *)(h + i) = b * keep_h + a * e;                                                    \\
             }                                                                                                          \\
             for (; i < n; i++) {                                                                                       \\
                 type a = w[i], b = h[i];                                                                               \\
@@ -66,7 +81,7 @@ cdef extern from *:
                                              double f, double shrink_w, double shrink_h) {                             \\
             const type *w = (const type *)w_, *h = (const type *)h_;                                                   \\
             type *dw = (type *)dw_, *dh = (type *)dh_;                                                                 \\
-            MF_DOT(type, mf_##name##_vec, width)                                                                       \\
+            MF_DOT(type, mf_##name##_vec, width, mf_##name##_small, MF_SMALL(type))                                    \\
             type e = (type)(f * (x - (double)rest)), less_w = (type)shrink_w, less_h = (type)shrink_h;                 \\
             for (i = 0; i < n; i++) {                                                                                  \\
                 dw[i] = h[i] * e - w[i] * less_w;                                                                      \\
