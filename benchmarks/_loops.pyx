@@ -3,10 +3,10 @@
 The raw side of the remote benchmarks is here, too: what libzmq does with frames of the same sizes and nothing else. It fills in no
 byte of a frame but the first, copies none out, and looks nothing up.
 """
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from lapse._sync cimport cas_u64, nanoseconds, park, peek_u64, store_u64
+from lapse._sync cimport add_u32, cas_u64, fence, load_u32, nanoseconds, park, peek_u64, store_u32, store_u64, unpark
 from lapse._types cimport Key, Timestamp
 from lapse._worker cimport Worker
 from lapse._zmq cimport (zmq_msg_close, zmq_msg_data, zmq_msg_init, zmq_msg_init_size, zmq_msg_recv, zmq_msg_send, zmq_msg_t)
@@ -217,6 +217,59 @@ def raw_server(into, out, size_t size, Py_ssize_t calls):
                 rc = send_frame(out_socket, size)
             if rc < 0:
                 break
+        zmq_msg_close(&frame)
+    if rc < 0:
+        raise RuntimeError("a raw socket failed")
+
+
+# The same round trip for a client that, as a worker does, leaves receiving to another thread: what that hand-over costs by itself.
+
+cdef class Mailbox:
+    """An event word and whether somebody sleeps on it."""
+    cdef uint32_t event
+    cdef uint32_t sleeping
+
+
+def raw_sender(out, Mailbox box not None, size_t size, int64_t[::1] times):
+    """Send a frame and sleep until raw_receiver has its answer, once per entry of `times`."""
+    cdef void* socket = <void*><uintptr_t>out.underlying
+    cdef Py_ssize_t i
+    cdef uint32_t seen
+    cdef int64_t start
+    cdef int rc = 0
+    with nogil:
+        for i in range(times.shape[0]):
+            start = nanoseconds()
+            seen = load_u32(&box.event)
+            rc = send_frame(socket, size)
+            if rc < 0:
+                break
+            while load_u32(&box.event) == seen:
+                store_u32(&box.sleeping, 1)
+                fence()
+                park(&box.event, seen, 100000000)
+                store_u32(&box.sleeping, 0)
+            times[i] = nanoseconds() - start
+    if rc < 0:
+        raise RuntimeError("a raw socket failed")
+
+
+def raw_receiver(into, Mailbox box not None, Py_ssize_t calls):
+    """Receive the answers for raw_sender, in another thread."""
+    cdef void* socket = <void*><uintptr_t>into.underlying
+    cdef zmq_msg_t frame
+    cdef Py_ssize_t i
+    cdef int rc = 0
+    with nogil:
+        zmq_msg_init(&frame)
+        for i in range(calls):
+            rc = zmq_msg_recv(&frame, socket, 0)
+            if rc < 0:
+                break
+            add_u32(&box.event, 1)
+            fence()
+            if load_u32(&box.sleeping):
+                unpark(&box.event)
         zmq_msg_close(&frame)
     if rc < 0:
         raise RuntimeError("a raw socket failed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,19 @@ class Plan:
             elif self.rank == 1:
                 _loops.raw_server(self.raw.into[form], self.raw.out[form], reply, calls)
 
+    def handed_echo(self, request: int, reply: int, calls: int) -> None:
+        """The same with a thread that receives for node 0 and wakes it, as Lapse's server thread does (push/pull)."""
+        self.worker.barrier()
+        if self.rank == 0:
+            box, times = _loops.Mailbox(), np.empty(calls, np.int64)
+            receiver = threading.Thread(target=_loops.raw_receiver, args=(self.raw.into["push/pull"], box, calls))
+            receiver.start()
+            _loops.raw_sender(self.raw.out["push/pull"], box, request, times)
+            receiver.join()
+            self.note("handed echo", float(np.median(times)) / 1e3)
+        elif self.rank == 1:
+            _loops.raw_server(self.raw.into["push/pull"], self.raw.out["push/pull"], reply, calls)
+
     def exchange(self, request: int, reply: int, calls: int, window: int, keys_per_call: int, name: str) -> None:
         """Million keys/s of a raw request-reply, for each form."""
         for form in FORMS:
@@ -175,7 +189,8 @@ class Plan:
         size, part = self.size, functools.partial
         calls, window, per_call, batch = size["calls"], size["window"], size["keys_per_call"], size["batch"]
         flights, batches, short, long = size["flights"], size["batches"], size["short_rounds"], size["rounds"]
-        self.rounds(short, "synchronous pull", part(self.pull, calls), part(self.echo, frame(1, False), frame(1, True), calls, "echo"))
+        self.rounds(short, "synchronous pull", part(self.pull, calls), part(self.echo, frame(1, False), frame(1, True), calls, "echo"),
+                    part(self.handed_echo, frame(1, False), frame(1, True), calls))
         self.rounds(short, "localize", part(self.localize, calls, 1),
                     part(self.echo, frame(1, False), frame(1, True), calls, "echo of localize"))
         self.rounds(long, "pulls in flight", part(self.in_flight, False, flights, window, per_call),
@@ -228,6 +243,7 @@ def run(quick: bool = False, size: dict | None = None) -> list[Row]:
         echo_two, echo_three = faster(two, "echo of localize", min), faster(three, "echo of localize", min)
         rows += [
             against(f"synchronous remote pull of 1 key, {transport}", two["pull"], "us", *echo, "<= 1.25", "51-187 us"),
+            against(f"echo whose answers another thread receives, {transport}", two["handed echo"], "us", *echo),
             against(f"remote pull, 64 x 100 in flight, {transport}", two["pull in flight"], "M keys/s", *faster(two, "raw pull"), ">= 0.6"),
             against(f"remote push, 64 x 100 in flight, {transport}", two["push in flight"], "M keys/s", *faster(two, "raw push"), ">= 0.6"),
             against(f"localize 1 key, 2 nodes, {transport}", two["localize"], "us", *echo_two, "<= 1.4", "99-213 us"),

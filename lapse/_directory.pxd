@@ -6,7 +6,7 @@ owner named is this node) the server thread, changes them. The location cache is
 only, relaxed: a guess may be stale, the protocol makes that harmless.
 """
 from libc.stdint cimport uint16_t, uint64_t
-from lapse._sync cimport load_u64, peek_u16, poke_u16, store_u64
+from lapse._sync cimport load_u64, peek_u16, poke_u16, prefetch_write, store_u64
 from lapse._types cimport Epoch, Key, Rank
 
 cdef struct directory_t:
@@ -26,6 +26,11 @@ cdef inline Rank owner_of(const directory_t* d, Key key) noexcept nogil:
     """The owner of a key homed here."""
     cdef uint64_t word = load_u64(d.words + (key - d.home_begin))
     return d.me if word == 0 else <Rank>(word >> 32) - 1
+
+
+cdef inline void expect_owner(const directory_t* d, Key key) noexcept nogil:
+    """Ask the memory for the key's entry (harmless for a key homed elsewhere)."""
+    prefetch_write(d.words + (key - d.home_begin))
 
 
 cdef inline Epoch directory_epoch(const directory_t* d, Key key) noexcept nogil:

@@ -34,6 +34,8 @@ cdef struct worker_t:
     Timestamp next_ts
     uint32_t event              # atomic; bumped whenever an operation finishes
     uint32_t sleeping           # atomic; 1 while the worker sleeps on `event`
+    int spin_misses             # waits in a row that looked on in vain; the worker's thread only
+    int spin_skips              # waits to come that do not look on
     int64_t open_ops            # atomic; unfinished operations
     int64_t open_bytes          # atomic; what they are charged
     counters_t counters
@@ -47,6 +49,7 @@ cdef struct worker_t:
     int64_t* heads
     int64_t* tails
     # in-place access
+    void* holder                # the Worker that has this slot; only compared; under the GIL
     int held                    # keys of the acquire that is open
     Key held_keys[ACQUIRE_MAX]  # the local ones, sorted, each once
     uint64_t held_words[ACQUIRE_MAX]
@@ -55,9 +58,9 @@ cdef struct worker_t:
 
 
 cdef inline bint op_finished(worker_t* w, Timestamp ts) noexcept nogil:
-    """Has an operation that this worker issued finished? (Worker's thread only.)"""
+    """Has an operation that this worker issued finished?"""
     cdef op_t* op = w.ops + (ts & w.mask)
-    return op.ts != ts or load_i64(&op.remaining) == 0
+    return load_i64(&op.ts) != ts or load_i64(&op.remaining) == 0
 
 
 cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) noexcept nogil   # NULL: out of memory

@@ -161,12 +161,14 @@ cdef class Protocol:
     cdef int settle(self, batch_t* b, Py_ssize_t i) noexcept nogil
     cdef int recheck(self, batch_t* b, Py_ssize_t i, Rank dest) noexcept nogil
     cdef void between(self) noexcept nogil
+    cdef int pinned_go(self, batch_t* b, Key key, Rank dest) noexcept nogil
     cdef Rank destination(self, batch_t* b, Key key) noexcept nogil
     cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil
     cdef int emit_chain(self, batch_t* b, Rank dest, int64_t head) noexcept nogil
     cdef int emit(self, batch_t* b, Rank dest, int kind, int64_t head, bint homed) noexcept nogil
     cdef void move_owner(self, Key key, Rank owner, Epoch epoch) noexcept nogil
     cdef void settle_late(self) noexcept nogil
+    cdef bint has_place(self, const op_t* op, uint32_t position, Key key) noexcept nogil
     cdef int handle_operation(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Rank src) noexcept nogil
     cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil
     cdef int serve_here(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Py_ssize_t m) noexcept nogil

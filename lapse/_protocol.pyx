@@ -16,14 +16,15 @@ from libc.string cimport memcpy, memset
 import numpy
 
 cimport cython
-from lapse._directory cimport (cached_owner, digest_directory, directory_epoch, directory_free, directory_new, home_of,
+from lapse._directory cimport (cached_owner, digest_directory, directory_epoch, directory_free, directory_new, expect_owner, home_of,
                                owner_of, remember_owner, set_owner)
 from lapse._operations cimport ensure_offsets, ensure_room, worker_free, worker_new
 from lapse._pins cimport pin_add, pin_drop, pin_find
-from lapse._store cimport (AWAY, COMING, HERE, KeyState, absent_rows, add_values, away_epoch, batch_bytes, digest_rows, epoch_of,
-                           first_out_of_range, gone_word, incoming_word, insert_row, is_home, latch, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word,
-                           state_of, store_free, store_new, stored_bytes, transfer_of, unlatch, visible_bytes)
-from lapse._sync cimport add_i64, load_i64, load_u64, store_i32, store_i64, store_u64, unlikely
+from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, away_epoch, batch_bytes,
+                           digest_rows, epoch_of, expect_row, expect_slot, first_out_of_range, gone_word, incoming_word, insert_row,
+                           is_home, latch, pull_rows, push_rows, remove_row, row_of, set_rows, slot_word, state_of, store_free,
+                           store_new, stored_bytes, transfer_of, unlatch, visible_bytes)
+from lapse._sync cimport add_i64, load_i64, load_u64, prefetch_write, store_i32, store_i64, store_u64, unlikely
 from lapse._trace cimport trace_add, trace_choose, trace_drain, trace_free, trace_new
 from lapse._transfers cimport entry_free, entry_new, entry_values, transfer_append, transfer_free, transfer_new
 from lapse._types cimport (ERR_FAILED, ERR_MEMORY, FLOAT32, FLOAT64, INT32, INT64, MAX_NODES, OP_LOCALIZE, OP_PULL, OP_PUSH,
@@ -45,6 +46,8 @@ cdef enum:
     MAX_LOOKS = 1000            # at a key that has neither arrived nor an owner elsewhere, until home counts as contradicting itself
     MAX_HOPS = 64               # hops after which the job is aborted
     LATE_MESSAGES = 3           # FAULT_LATE_DIRECTORY: how many messages late
+
+cdef Key MAX_KEYS = <Key>1 << 56     # more than any machine has memory for; sizes of tables stay far below 2**64
 
 VIOLATIONS = {
     BAD_SIZE: "a message whose size does not follow from its keys",
@@ -144,6 +147,8 @@ cdef class Protocol:
             raise ValueError(f"rank {rank} of {num_nodes} nodes")
         if num_keys <= 0 or max_workers <= 0 or credit_ops <= 0:
             raise ValueError("num_keys, max_workers and credit_ops must be positive")
+        if num_keys > MAX_KEYS:
+            raise MemoryError(f"no memory for {num_keys} keys")
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
         self.me = rank
@@ -217,14 +222,14 @@ cdef class Protocol:
             b.done = keep_last(keys, todo, &m)
             if b.done < 0:
                 return ERR_MEMORY
+        store_i64(&op.ts, w.next_ts)            # before `remaining`, which opens the operation: see find_op
         op.vals = <char*>vals
         op.n = n
         op.kind = kind
         op.credit = credit
-        store_i64(&op.remaining, m + b.done + 1)
         add_i64(&w.open_ops, 1)
         add_i64(&w.open_bytes, <int64_t>credit)
-        store_i64(&op.ts, w.next_ts)
+        store_i64(&op.remaining, m + b.done + 1)
         w.next_ts += 1
         b.kind = kind
         b.origin = self.me
@@ -336,14 +341,16 @@ cdef class Protocol:
         cdef entry_t* e
         cdef uint64_t word
         cdef Epoch epoch
-        if b.to_server or (self.faults & FAULT_SPLIT_ROUTE and b.kind != OP_LOCALIZE):
+        if b.to_server:
             return GO
+        if self.faults & FAULT_SPLIT_ROUTE and b.kind != OP_LOCALIZE:
+            return self.pinned_go(b, key, dest)
         if b.caches and not home and b.kind != OP_LOCALIZE and not self.faults & FAULT_NO_CACHE_RULE:
             pinned = pin_find(&b.w.pins, key, &pin)
             if pinned and pin.route != dest:
                 return STILL_AWAY
             if pinned and pin.cached:
-                return GO
+                return self.pinned_go(b, key, dest)
         self.between()
         if state_of(self.store, key, slot_word(self.store, key)) != AWAY:
             if not (self.faults & FAULT_NO_QUEUE and b.kind != OP_LOCALIZE):
@@ -351,17 +358,17 @@ cdef class Protocol:
         if home and owner_of(self.directory, key) != dest:
             return STILL_AWAY
         if b.kind != OP_LOCALIZE:
-            return GO
+            return self.pinned_go(b, key, dest)
         # The key becomes incoming before anyone can see the LOCALIZE.
         word = latch(self.store, key)
         if state_of(self.store, key, word) != AWAY:         # (another worker was here first)
             unlatch(self.store, key, word)
             return self.settle(b, i)
         t = transfer_new(away_epoch(word))
-        e = entry_new(0)
-        if t == NULL or e == NULL:
+        if t == NULL:
             unlatch(self.store, key, word)
             return ERR_MEMORY
+        e = &t.own
         e.kind = OP_LOCALIZE
         e.origin = b.origin
         e.worker = b.worker
@@ -378,6 +385,13 @@ cdef class Protocol:
             epoch = directory_epoch(self.directory, key) + 1
             b.w.offsets[i] = epoch
             self.move_owner(key, self.me, epoch)
+        return GO
+
+    cdef int pinned_go(self, batch_t* b, Key key, Rank dest) noexcept nogil:
+        """GO, with the route pinned at once: the same key further on in this call must not join a queue here in the meantime."""
+        if b.caches and not is_home(self.store, key) and not self.faults & FAULT_NO_CACHE_RULE:
+            if pin_add(&b.w.pins, key, dest, dest != home_of(self.directory, key)) != 0:
+                return ERR_MEMORY
         return GO
 
     cdef int route(self, batch_t* b, uint32_t* todo, Py_ssize_t m) noexcept nogil:
@@ -473,7 +487,6 @@ cdef class Protocol:
         cdef store_t* s = self.store
         cdef bint relocates = b.kind == OP_LOCALIZE
         cdef bint carries = kind == PUSH or kind == SET
-        cdef bint pins = b.caches and not relocates and not self.faults & FAULT_NO_CACHE_RULE
         cdef int64_t i = head, first, at
         cdef size_t count, size, answer, used
         cdef out_t out
@@ -530,9 +543,6 @@ cdef class Protocol:
                         if carries:
                             memcpy(vals, b.vals + entry_offset(b, s, at), visible_bytes(s, key))
                             vals += visible_bytes(s, key)
-                        if pins and not is_home(s, key):
-                            if pin_add(&b.w.pins, key, dest, dest != home_of(self.directory, key)) != 0:
-                                return ERR_MEMORY
                         used += 1
                     at = b.w.chain[at]
                 rc = self.sink.send(dest, &out)
@@ -589,7 +599,12 @@ cdef class Protocol:
         if w == NULL or ts < 0:
             return NULL
         op = w.ops + (ts & w.mask)
-        return op if load_i64(&op.ts) == ts and load_i64(&op.remaining) > 0 else NULL
+        return op if load_i64(&op.remaining) > 0 and load_i64(&op.ts) == ts else NULL
+
+    cdef bint has_place(self, const op_t* op, uint32_t position, Key key) noexcept nogil:
+        """Does that position of the call exist, and, where lengths differ, have the length of the key's value?"""
+        return position < <size_t>op.n and (self.store.visible == NULL or op.kind == OP_LOCALIZE or
+                                            op.offsets[position + 1] - op.offsets[position] == visible_bytes(self.store, key))
 
     cdef int handle(self, char* data, size_t size, Rank src) noexcept nogil:
         cdef header_t* h = <header_t*>data
@@ -614,12 +629,21 @@ cdef class Protocol:
         i = first_out_of_range(keys, n, self.store.num_keys)
         if i >= 0:
             return self.blame(BAD_KEY, keys[i], 0)
-        if h.type == TRANSFER:
-            for i in range(n):
-                expected += stored_bytes(self.store, keys[i])
-        elif h.type == PUSH or h.type == SET or h.type == VALUES:
-            expected = batch_bytes(self.store, keys, n)
+        if LOCALIZE <= h.type <= TRANSFER:
+            if self.store.stored == NULL:
+                size = n * self.store.uniform_stored
+            else:
+                size = 0
+                for i in range(n):
+                    size += stored_bytes(self.store, keys[i])
+        else:
+            size = batch_bytes(self.store, keys, n)
+        if h.type == TRANSFER or h.type == PUSH or h.type == SET or h.type == VALUES:
+            expected = size
         if h.value_bytes != expected:
+            return self.blame(BAD_SIZE, -1, 0)
+        # what it asks for comes in one frame
+        if n > 1 and (h.type == PULL or h.type == LOCALIZE or h.type == HAND_OVER) and frame_bytes(n, size) > FRAME_BYTES:
             return self.blame(BAD_SIZE, -1, 0)
         if h.origin >= <uint32_t>self.num_nodes:
             return self.blame(BAD_ORIGIN, -1, 0)
@@ -712,8 +736,10 @@ cdef class Protocol:
                 return self.blame(BAD_ANSWER, keys[0], 0)
             asker = self.workers[h.worker]
             for i in range(n):
-                if aux[i] >= <size_t>op.n:
+                if not self.has_place(op, aux[i], keys[i]):
                     return self.blame(BAD_ANSWER, keys[i], 0)
+            if load_i64(&op.remaining) < n - m:
+                return self.blame(BAD_ANSWER, keys[0], 0)
             if h.hops == 0:
                 tally(&w.counters, kind, LOCAL, n - m)
         else:
@@ -800,6 +826,9 @@ cdef class Protocol:
         if ensure_room(w, n) != 0:
             return self.blame(NO_MEMORY, -1, 0)
         for i in range(n):
+            if i + SLOT_AHEAD < n:
+                expect_slot(self.store, keys[i + SLOT_AHEAD])
+                expect_owner(self.directory, keys[i + SLOT_AHEAD])
             if not is_home(self.store, keys[i]):
                 return self.blame(BAD_HOME, keys[i], 0)
             if owner_of(self.directory, keys[i]) == requester:
@@ -819,6 +848,8 @@ cdef class Protocol:
                 key = keys[i]
                 self.between()
                 owner = owner_of(self.directory, key)
+                if owner == requester:                      # the same key twice in one message
+                    return self.blame(OWNER_ASKS, key, directory_epoch(self.directory, key))
                 if owner == self.me:
                     # Only this thread changes an entry that names this node, so no lock is needed to rely on it.
                     state = state_of(self.store, key, slot_word(self.store, key))
@@ -952,6 +983,10 @@ cdef class Protocol:
         values = <char*>out_epochs + aux_bytes(count)
         self.sink.lock(to)
         for j in range(count):
+            if j + SLOT_AHEAD < count:
+                expect_slot(s, keys[chosen[j + SLOT_AHEAD]])
+            if j + ROW_AHEAD < count:
+                expect_row(s, keys[chosen[j + ROW_AHEAD]])
             key = keys[chosen[j]]
             epoch = epochs[chosen[j]] if epochs != NULL else directory_epoch(self.directory, key) + 1
             word = latch(s, key)
@@ -990,6 +1025,12 @@ cdef class Protocol:
         if ensure_room(w, n) != 0:
             return self.blame(NO_MEMORY, -1, 0)
         for i in range(n):
+            if i + SLOT_AHEAD < n:
+                expect_slot(s, keys[i + SLOT_AHEAD])
+            if i + ROW_AHEAD < n:
+                t = <transfer_t*>transfer_of(slot_word(s, keys[i + ROW_AHEAD]))
+                prefetch_write(t)
+                prefetch_write(<char*>t + sizeof(transfer_t) - 1)
             word = slot_word(s, keys[i])
             if state_of(s, keys[i], word) != COMING:
                 return self.blame(NOT_COMING, keys[i], epochs[i])
@@ -1142,7 +1183,7 @@ cdef class Protocol:
                     self.counters_.relocation_histogram[relocation_bucket(took)] += 1
             else:
                 op = self.find_op(e.worker, e.ts)
-                if op == NULL or e.position >= <size_t>op.n or op.kind != e.kind:
+                if op == NULL or op.kind != e.kind or not self.has_place(op, e.position, key) or load_i64(&op.remaining) <= a.count:
                     return self.blame(BAD_ANSWER, key, 0)
                 if e.kind == OP_PULL:
                     memcpy(op.vals + (op.offsets[e.position] if self.store.visible != NULL else e.position * size), row, size)
@@ -1230,8 +1271,7 @@ cdef class Protocol:
             return self.blame(BAD_ANSWER, keys[0] if n else -1, 0)
         w = self.workers[h.worker]
         for i in range(n):
-            if aux[i] >= <size_t>op.n or (s.visible != NULL and op.offsets[aux[i] + 1] - op.offsets[aux[i]]
-                                          != visible_bytes(s, keys[i])):
+            if not self.has_place(op, aux[i], keys[i]):
                 return self.blame(BAD_ANSWER, keys[i], 0)
         if h.type == VALUES:
             for i in range(n):
@@ -1281,6 +1321,15 @@ cdef class Protocol:
                     operations += load_i64(&self.workers[i].open_ops)
                     pins += self.workers[i].pins.used
         return {"coming": coming, "operations": operations, "pins": pins}
+
+    def open_operations(self):
+        """How many operations of this node's workers have not finished."""
+        cdef int i
+        cdef int64_t operations = 0
+        for i in range(self.max_workers):
+            if self.workers[i] != NULL:
+                operations += load_i64(&self.workers[i].open_ops)
+        return operations
 
     def is_local(self, Key key):
         """Is the key here at this instant?"""

@@ -13,13 +13,17 @@ Only the server thread removes a key or brings one in, so for that thread a key 
 Rows never move while they are owned, and their memory is never given back to the system before the store is freed.
 """
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from lapse._sync cimport cas_u64, load_u64, pause, peek_u64, store_u64, yield_core
+from lapse._sync cimport cas_u64, load_u64, pause, peek_u64, prefetch_write, store_u64, yield_core
 from lapse._types cimport Epoch, Key
 
 cdef enum:
     LATCH = 1
     OWNED = 2
     INCOMING = 4
+
+cdef enum:
+    SLOT_AHEAD = 24             # positions between the cursor of a batch and the prefetch of a slot word,
+    ROW_AHEAD = 12              # and of the row it points to
 
 cdef enum KeyState:
     AWAY
@@ -89,6 +93,21 @@ cdef inline KeyState state_of(const store_t* s, Key key, uint64_t word) noexcept
     if word == 0 and is_home(s, key):
         return HERE
     return AWAY
+
+
+cdef inline void expect_slot(const store_t* s, Key key) noexcept nogil:
+    """Ask the memory for the key's slot word."""
+    prefetch_write(s.slots + key)
+
+
+cdef inline void expect_row(const store_t* s, Key key) noexcept nogil:
+    """Ask the memory for the key's row (or its transfer), whose slot word should be there by now. Harmless for any word."""
+    cdef const char* at = <const char*><size_t>(peek_u64(s.slots + key) & ~<uint64_t>7) - 8
+    cdef const char* end = at + 8 + min(stored_bytes(s, key), <size_t>2048)
+    while at < end:
+        prefetch_write(at)
+        at += 64
+    prefetch_write(end - 1)
 
 
 cdef inline Epoch away_epoch(uint64_t word) noexcept nogil:

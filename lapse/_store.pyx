@@ -81,8 +81,6 @@ cdef extern from *:
 
 cdef enum:
     HEADER = 8                  # bytes in front of a row
-    SLOT_AHEAD = 24             # positions between the cursor and the prefetch of a slot word,
-    ROW_AHEAD = 12              # and of the row it points to
     LINE = 64
     NEAR_BYTES = 2048           # of a long row, this much is prefetched; the processor's own prefetcher finds the rest
 
@@ -264,11 +262,18 @@ cdef char* new_row(store_t* s, Key key, bint zeros) noexcept nogil:
     cdef size_t bytes = stored_bytes(s, key)
     cdef class_t* c = find_class(s.slabs, stride_of(bytes))
     cdef char* row
+    cdef char* following
+    cdef size_t at
     pthread_mutex_lock(&c.lock)
     row = c.released
     if row != NULL:
         c.released = (<char**>(row - HEADER))[0]
+        following = c.released
         pthread_mutex_unlock(&c.lock)
+        at = 0
+        while at < min(bytes, <size_t>1024):        # whoever localizes one key localizes many: the next one's row (NULL is harmless)
+            prefetch_write(following - HEADER + at)
+            at += LINE
         if zeros:
             memset(row, 0, bytes)
     else:

@@ -13,6 +13,7 @@ cdef struct entry_t:            # one operation on one key, waiting for the key
     uint32_t worker
     Timestamp ts
     uint32_t position           # in the caller's arrays
+    bint embedded               # it is the `own` of a transfer, not a piece of memory for itself
     bint routed                 # it came by a message: its origin holds a pin for it (see the cache rule)
     int64_t wanted              # nanoseconds (Sink.now) at which a localize began
     size_t value_bytes
@@ -24,6 +25,7 @@ cdef struct transfer_t:
     Epoch next_epoch
     entry_t* first              # owned: queued operations in arrival order
     entry_t* last
+    entry_t own                 # the localize that started it, so that most transfers take one piece of memory
 
 
 cdef inline char* entry_values(entry_t* e) noexcept nogil:

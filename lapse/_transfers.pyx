@@ -10,6 +10,9 @@ cdef transfer_t* transfer_new(Epoch last_epoch) noexcept nogil:
         t.next_owner = -1
         t.next_epoch = 0
         t.first = t.last = NULL
+        t.own.embedded = True
+        t.own.next = NULL
+        t.own.value_bytes = 0
     return t
 
 
@@ -27,12 +30,14 @@ cdef entry_t* entry_new(size_t value_bytes) noexcept nogil:
     cdef entry_t* e = <entry_t*>malloc(sizeof(entry_t) + value_bytes)
     if e != NULL:
         e.next = NULL
+        e.embedded = False
         e.value_bytes = value_bytes
     return e
 
 
 cdef void entry_free(entry_t* e) noexcept nogil:
-    free(e)
+    if not e.embedded:
+        free(e)
 
 
 cdef void transfer_append(transfer_t* t, entry_t* e) noexcept nogil:

@@ -100,6 +100,9 @@ cdef class Van(Sink):
     cdef int send(self, Rank dest, out_t* out) noexcept nogil:
         cdef channel_t* channel = self.channels + dest
         cdef header_t* h = <header_t*>out.data
+        if unlikely(channel.socket == NULL):
+            zmq_msg_close(<zmq_msg_t*>out.storage)
+            return C_ERR_FAILED
         channel.sent += 1
         channel.messages += 1
         channel.bytes += <int64_t>out.size
@@ -319,6 +322,15 @@ cdef class Van(Sink):
         """End the server loop after the messages that are already here. Does not block."""
         with nogil:
             self.control(self.me, STOP)
+
+    def close(self):
+        """Let go of the sockets, which are about to be closed: whoever still wants to send gets an error. After run()."""
+        cdef Rank dest
+        for dest in range(self.num_nodes):
+            with nogil:
+                self.lock(dest)
+                self.channels[dest].socket = NULL
+                self.unlock(dest)
 
     def fail(self, int code):
         """Every present and later call of every worker returns this ERR_ code; the server loop ends. Does not block.

@@ -14,6 +14,10 @@ from lapse._types cimport Key, Timestamp
 from lapse._van cimport Van
 
 
+# Release what an acquire of this worker still holds (its Worker is gone).
+cdef void drop_latches(Protocol protocol, worker_t* w) noexcept nogil
+
+
 cdef class Worker:
     cdef:
         worker_t* w             # borrowed from protocol; NULL before attach()
@@ -24,6 +28,7 @@ cdef class Worker:
         readonly object buffers # {timestamp: arrays} of the Python face's operations under way
         public object signal    # what a signal handler raised while this worker waited; the Python face raises it on
         int64_t credit_bytes    # what may be under way at once
+        int64_t patience        # nanoseconds for which a primitive waits for credit, then ERR_TIMEOUT; below 0: for ever
     # Asynchronous primitives. They block only while the worker's credit is used up.
     cdef Timestamp pull(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef Timestamp push(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil
@@ -48,10 +53,13 @@ cdef class Worker:
     cdef int barrier(self) noexcept nogil
     cdef Py_ssize_t value_length(self, Key key) noexcept nogil         # visible numbers of a key
     cdef Key num_keys(self) noexcept nogil
+    # --- private ---
     # The one way in for all primitives; kind is an OpKind.
     cdef Timestamp issue(self, int kind, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef size_t credit_of(self, int kind, const Key* keys, const uint32_t* positions, Py_ssize_t m) noexcept nogil
     cdef bint reached(self, int what, int64_t arg) noexcept nogil
     cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
+    cdef bint pause_for(self, Timestamp ts) noexcept nogil
     cdef bint interrupted(self) noexcept nogil
 
 

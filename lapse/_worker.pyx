@@ -1,6 +1,7 @@
 # Design: a call checks everything, tries the local rows under their latches alone, takes credit for what is left, and hands that to the
 # protocol, all without the GIL. A waiting worker sleeps on its event word, which the server thread bumps for every operation that finishes.
-# Nothing spins: threads may outnumber cores. In the main thread, and only there, it wakes now and then to let Python's signal
+# Threads may outnumber cores, so nothing spins for long: only a wait for the one operation under way looks on for some microseconds,
+# giving the core away at each look, and only as long as that has paid off of late (`pause_for`). In the main thread, and only there, it wakes now and then to let Python's signal
 # handlers run (another thread must not ask for the GIL: somebody may hold it for long).
 import threading
 
@@ -10,7 +11,7 @@ from lapse._operations cimport ensure_room, op_finished
 from lapse._protocol cimport Protocol, worker_t
 from lapse._store cimport (HERE, KeyState, absent_rows, batch_bytes, first_out_of_range, latch, pull_rows, push_rows, row_of, set_rows,
                            slot_word, state_of, stored_bytes, store_t, unlatch, visible_bytes)
-from lapse._sync cimport (fence, load_i32, load_i64, load_u32, nanoseconds, park, store_u32, unlikely)
+from lapse._sync cimport (fence, load_i32, load_i64, load_u32, nanoseconds, park, store_u32, unlikely, yield_core)
 from lapse._types cimport (ACQUIRE_MAX, DONE, ERR_FAILED, ERR_HELD, ERR_INTERRUPTED, ERR_KEY_RANGE, ERR_MEMORY, ERR_STOPPED, ERR_TIMEOUT,
                            ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Timestamp)
 from lapse._van cimport Van
@@ -33,6 +34,15 @@ cdef enum:
     ALL = 1                     # all its operations
     CREDIT = 2                  # room for one more, of so many bytes
     SLICE = 100000000           # nanoseconds between looks at signals
+    SPIN = 60000                # nanoseconds of looking on before sleeping
+
+
+cdef void drop_latches(Protocol protocol, worker_t* w) noexcept nogil:
+    cdef int k
+    for k in range(w.held_rows):
+        unlatch(protocol.store, w.held_keys[k], w.held_words[k])
+    w.held = 0
+    w.held_rows = 0
 
 
 cdef class Worker:
@@ -41,6 +51,13 @@ cdef class Worker:
     def __cinit__(self):
         self.buffers = {}
         self.index = -1
+        self.patience = -1
+
+    def __dealloc__(self):
+        # Not through another thread, which may need the GIL that somebody keeps while waiting for the latch. (Without protocol:
+        # the garbage collector has taken it away; then the node does it.)
+        if self.protocol is not None and self.w != NULL and self.w.holder == <void*>self:
+            drop_latches(self.protocol, self.w)
 
     def attach(self, server, int index, int64_t credit_bytes):
         """Take worker slot `index` of the server's node. credit_bytes bounds what is under way at once."""
@@ -53,7 +70,8 @@ cdef class Worker:
         self.server = server
         self.index = index
         self.credit_bytes = credit_bytes
-        self.w.held = 0
+        drop_latches(protocol, self.w)          # an earlier Worker of the slot may have left some
+        self.w.holder = <void*>self
         self.w.busy = 0
 
     # --- primitives --------------------------------------------------------------------------------------------------------------
@@ -92,6 +110,17 @@ cdef class Worker:
                 return ERR_TOO_MANY
             if ensure_room(w, n) != 0:
                 return ERR_MEMORY
+        if n > 0 and load_i64(&w.open_ops) != 0:
+            # Should it have to wait for credit, then before anything is applied: it may be interrupted.
+            credit = self.credit_of(kind, keys, NULL, n)
+            if not self.reached(CREDIT, <int64_t>credit):
+                if self.protocol.shared_memory and (kind == OP_LOCALIZE or load_i64(&w.pins.cached) == 0):
+                    m = absent_rows(s, keys, n, w.misses)
+                    credit = self.credit_of(kind, keys, w.misses, m)
+                if m > 0 and not self.reached(CREDIT, <int64_t>credit):
+                    rc = self.block(CREDIT, <int64_t>credit, self.patience)
+                    if rc != 0:
+                        return rc
         # what is here needs no more than its latch, unless operations by a guessed route are still unanswered
         if self.protocol.shared_memory and (kind == OP_LOCALIZE or load_i64(&w.pins.cached) == 0):
             if kind == OP_PULL:
@@ -106,25 +135,32 @@ cdef class Worker:
                 return ERR_MEMORY
             (<int64_t*>&w.counters)[(kind - OP_PULL) * 3] += n - m
         else:
+            m = n
             for j in range(n):
                 w.misses[j] = <uint32_t>j
         if m == 0:
             return DONE
-        credit = 16 * m
-        if s.visible == NULL:
-            credit += m * (s.uniform_stored if kind == OP_LOCALIZE else s.uniform_visible)
-        else:
-            for j in range(m):
-                credit += stored_bytes(s, keys[w.misses[j]])
-        if not self.reached(CREDIT, <int64_t>credit):
+        credit = self.credit_of(kind, keys, w.misses, m)
+        if not self.reached(CREDIT, <int64_t>credit):       # keys have left meanwhile
             rc = self.block(CREDIT, <int64_t>credit, -1)
             if rc != 0:
                 return rc
         rc = self.protocol.issue(w, kind, keys, n, vals, w.misses, m, credit, &ts)
         if unlikely(rc != 0):
             self.van.abort(ERR_FAILED)
-            return rc
+            return rc if rc == ERR_MEMORY else load_i32(&self.van.state)    # the cause, if the node had ended before
         return ts
+
+    cdef size_t credit_of(self, int kind, const Key* keys, const uint32_t* positions, Py_ssize_t m) noexcept nogil:
+        """What these positions of a call (NULL: the first m) are charged."""
+        cdef const store_t* s = self.protocol.store
+        cdef size_t credit = 16 * m
+        cdef Py_ssize_t j
+        if s.visible == NULL and s.stored == NULL:
+            return credit + m * (s.uniform_stored if kind == OP_LOCALIZE else s.uniform_visible)
+        for j in range(m):
+            credit += stored_bytes(s, keys[positions[j] if positions != NULL else j])
+        return credit
 
     # --- waiting -------------------------------------------------------------------------------------------------------------------
 
@@ -147,6 +183,8 @@ cdef class Worker:
         cdef bint signalled
         cdef uint32_t seen
         cdef int rc
+        if what == ONE and load_i64(&w.open_ops) == 1 and (deadline < 0 or nanoseconds_left > SPIN) and self.pause_for(arg):
+            return 0
         while True:
             seen = load_u32(&w.event)
             if self.reached(what, arg):
@@ -168,6 +206,27 @@ cdef class Worker:
             store_u32(&w.sleeping, 0)
             if in_main and not self.reached(what, arg) and (signalled or slice_ == SLICE) and self.interrupted():
                 return ERR_INTERRUPTED
+
+    cdef bint pause_for(self, Timestamp ts) noexcept nogil:
+        """Look on for an answer that may come in the time that a sleeping thread needs to be woken; 1 when it has come.
+
+        Waking a thread costs several microseconds of a round trip of some forty. Whoever succeeds keeps trying; whoever fails skips ever
+        more waits before the next try, so that a busy machine or a slow network sees next to no spinning.
+        """
+        cdef worker_t* w = self.w
+        cdef int64_t until
+        if w.spin_skips > 0:
+            w.spin_skips -= 1
+            return False
+        until = nanoseconds() + SPIN
+        while nanoseconds() < until:
+            if op_finished(w, ts):
+                w.spin_misses = 0
+                return True
+            yield_core()
+        w.spin_misses = min(w.spin_misses + 1, 8)
+        w.spin_skips = (1 << w.spin_misses) - 1
+        return False
 
     cdef bint interrupted(self) noexcept nogil:
         """Let Python's signal handlers run; 1 when one raised, which is kept in self.signal."""
@@ -303,13 +362,9 @@ cdef class Worker:
 
     cdef int release(self, uint32_t changed) noexcept nogil:
         cdef worker_t* w = self.w
-        cdef int k
         if w == NULL:
             return ERR_STOPPED
-        for k in range(w.held_rows):
-            unlatch(self.protocol.store, w.held_keys[k], w.held_words[k])
-        w.held = 0
-        w.held_rows = 0
+        drop_latches(self.protocol, w)
         while changed:
             changed &= changed - 1
             w.counters.pushed_local += 1

@@ -313,8 +313,9 @@ class Cluster:
         kind = message["type"]
         with self._cond:
             if kind == "release":
-                for (group, _), ticket in self._tickets.items():
-                    if group == message["group"]:
+                for member in message["members"]:
+                    ticket = self._tickets.get((message["group"], member))
+                    if ticket is not None:
                         ticket.released = True
             elif kind == "compared":
                 self._compared[message["name"]] = dict(enumerate(message["data"]))

@@ -7,7 +7,7 @@
 | bound    | node -> scheduler | my PULL socket listens at these endpoints                                      |
 | table    | scheduler -> node | the endpoints of all nodes, by rank                                            |
 | arrive   | node -> scheduler | this member has arrived at the barrier of this group                           |
-| release  | scheduler -> node | all members have arrived                                                       |
+| release  | scheduler -> node | all have arrived at the barrier; the members of this node that did              |
 | missing  | scheduler -> node | a barrier has waited long for these members                                    |
 | retire   | node -> scheduler | this member counts as arrived at all later barriers of its group               |
 | enlist   | node -> scheduler | a retired member is back                                                       |
@@ -91,7 +91,7 @@ _SCHEMA: dict[str, dict[str, Callable]] = {
     "bound": {"endpoints": _endpoints},
     "table": {"endpoints": _list_of(_endpoints)},
     "arrive": {"group": _text, "member": _text},
-    "release": {"group": _text},
+    "release": {"group": _text, "members": _list_of(_text)},
     "missing": {"group": _text, "members": _list_of(_text), "seconds": _seconds},
     "retire": {"member": _text},
     "enlist": {"member": _text},

@@ -292,8 +292,15 @@ class Coordinator:
         barrier = self._barriers.get(group)
         if barrier is None or not barrier.arrived or self._absent(group, barrier):
             return
+        # Each node is told whom of its members it releases: one that was not waited for may arrive at the next barrier before that.
+        released: dict[str, list[str]] = {}
+        for name in sorted(barrier.arrived):
+            released.setdefault(name.partition("/")[0], []).append(name)
         barrier.arrived.clear()
-        self._tell_all("release", {"group": group})
+        for member in self.by_rank:
+            names = released.get(str(member.rank))
+            if names and not (member.left or member.lost):
+                self._send(member.peer, "release", {"group": group, "members": names})
 
     def _warn(self, group: str, barrier: Barrier, now: float) -> None:
         def order(name: str):

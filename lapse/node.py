@@ -30,7 +30,7 @@ from lapse.cluster import FRAME_BYTES, Cluster, Scheduler
 from lapse.config import Config
 from lapse.errors import Interrupted, LapseError, NodeFailure
 from lapse.stats import JobStats, NodeStats, keys_to_trace
-from lapse.worker import checked_keys, local_mask, open_operations
+from lapse.worker import checked_keys, local_mask
 
 __all__ = ["Server", "is_scheduler", "scheduler", "setup"]
 
@@ -41,6 +41,7 @@ trace_log = logging.getLogger("lapse.trace")
 DTYPES = ("float32", "float64", "int32", "int64")
 PROTOCOL_VERSION = 1
 FRAME_SLACK = 4096              # bytes of a frame with one value that are not the value, generously
+EXPLANATION = 3.0               # seconds until the cluster should know why messages cannot be sent
 JOIN_THREADS = 10.0             # seconds for the node's own threads to end
 
 _config: Config | None = None
@@ -209,6 +210,8 @@ class Node:
             by, what = violation
             log.error("node %d got from node %d: %s", self.rank, by, what)
             self.cluster.fail(f"broke the protocol: {what}", by if by >= 0 else None)
+        elif self.van.state_code() == _van.ERR_FAILED and not self.failure:
+            self.errands.put(("unexplained",))
 
     # -- failure
 
@@ -340,12 +343,16 @@ class Node:
                 if kind == "dropped":
                     index, operations = what
                     self.orphans.append(operations)
-                    self.retire(index)
+                    self.retire(index, operations)
                     operations = None
                 elif kind == "orphan":
                     self.orphans += what
                 elif kind == "fail":
                     self.cluster.fail(*what)
+                elif kind == "unexplained":
+                    # A broken connection is known to the cluster in a moment, with its cause; this node's own trouble is not.
+                    if not self.failed.wait(EXPLANATION) and not self.closed:
+                        self.cluster.fail("could not send a message, or had no memory for one")
                 elif kind == "abandon":
                     self.abandon("its Server was dropped without shutdown")
                     return
@@ -353,11 +360,12 @@ class Node:
                 log.exception("node %d: errand %s", self.rank, kind)
             what = None
 
-    def retire(self, index: int):
+    def retire(self, index: int, operations):
         with self.lock:
             slot = self.slots[index]
             taken = slot is not None and slot() is not None        # by a new Worker already
             if not taken:
+                operations.let_go()
                 self.slots[index] = None
                 self.retired.add(index)
         if not taken and not self.closed:
@@ -418,7 +426,7 @@ class Node:
         for index in range(len(self.slots)):
             self.cluster.retire(self.member(index))
         pause, end = 0.0005, time.monotonic() + (self.config.op_timeout or float("inf"))
-        while open_operations(self.protocol):
+        while self.protocol.open_operations():
             self.check()
             if time.monotonic() > end:
                 raise LapseError(f"operations were still under way after {self.config.op_timeout:g} s")
@@ -473,6 +481,8 @@ class Node:
         self.release_interrupts()
         if self.van is None or not self.thread.is_alive():
             self.orphans = []           # nothing writes to them any more
+            if self.van is not None:
+                self.van.close()        # a worker may be about to send
             self.cluster.close()
         self.ended.set()
 

@@ -24,7 +24,7 @@ from lapse._sync cimport fence, load_i32, load_i64, load_u32, park, store_i32, s
 from lapse._types cimport (DONE, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY,
                            OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key)
 from lapse._types cimport Timestamp as Time
-from lapse._worker cimport Worker as Core
+from lapse._worker cimport Worker as Core, drop_latches
 
 from lapse.errors import KeyRangeError
 
@@ -95,6 +95,13 @@ cdef class Operations:
         for ts in [ts for ts in self.held if op_finished(self.w, ts)]:
             del self.held[ts]
         return len(self.held)
+    def __cinit__(self):
+        self.held = {}
+
+    def let_go(self):
+        """Give back what a Worker that is gone has not released. Nobody else uses its slot meanwhile."""
+        if self.w != NULL:
+            drop_latches(self.protocol, self.w)
 
     cdef int hold(self, Time ts, object arrays) except -1:
         if len(self.held) >= self.purge_at:
@@ -350,12 +357,16 @@ cdef object operate(Core me, int kind, object keys, object vals, object asynchro
             ts = try_here(me, ops, kind, k, n, v)
         if ts == NOT_HERE:
             with nogil:
+                me.patience = limit
                 ts = me.issue(kind, k, n, v)
+                me.patience = -1
                 if ts >= 0 and not later:
                     code = me.wait_for(ts, limit)
         elif ts >= 0 and not later:
             with nogil:
                 code = me.wait_for(ts, limit)
+        if ts == ERR_TIMEOUT:
+            raise TimeoutError("nothing was done: the operations under way have used up the credit, and the time is up")
         if ts < DONE:
             fail(me, <int>ts)
         if kind == OP_PULL and ts >= 0 and (later or code):
@@ -392,7 +403,6 @@ class Worker(Core):
     def __init__(self, *ids, server=None, asynchronous=False, **labels):
         cdef Core me = self
         cdef Operations ops = Operations.__new__(Operations)
-        ops.held = {}
         if server is None and ids:
             *ids, server = ids
         if not (hasattr(server, "_node") and len(ids) + len(labels) in (1, 2) and not labels.keys() - {"app_id", "customer_id"}):
@@ -628,6 +638,7 @@ class Worker(Core):
         cdef Operations ops = me.buffers
         cdef worker_t* w = me.w
         ops.finalizer.detach()
+        drop_latches(me.protocol, w)
         ops.issued = w.next_ts
         ops.finalized = True
         me.w = NULL
@@ -697,16 +708,6 @@ def local_mask(Protocol protocol not None, keys):
         for i in range(n):
             out[i] = state_of(store, k[i], slot_word(store, k[i])) == HERE
     return mask
-
-
-def open_operations(Protocol protocol not None):
-    """The number of unfinished operations of all worker slots of this node. Asynchronous; thread-safe; local."""
-    cdef int64_t operations = 0
-    cdef int i
-    for i in range(protocol.max_workers):
-        if protocol.workers[i] != NULL:
-            operations += load_i64(&protocol.workers[i].open_ops)
-    return operations
 
 
 def checked_keys(Protocol protocol not None, keys):

@@ -28,10 +28,12 @@ POSITION, REGISTER, IS_SET, VALUE, SET_BEGIN, SET_END = range(2, 8)     # column
 
 
 class Finding(NamedTuple):
-    """One thing that the guarantee does not allow."""
+    """One thing that the guarantee does not allow; worker and order are those of the call that shows it, -1 where there is not just one."""
     rule: str
     key: int
     text: str
+    worker: int = -1
+    order: int = -1
 
 
 class History(NamedTuple):
@@ -138,7 +140,7 @@ class _View:
         for row in rows[:self.limit]:
             worker, order, key = (int(x) for x in self.reads[row, :3])
             saw = self.seen[row].tolist()
-            found.append(Finding(rule, key, f"{rule}: call {order} of worker {worker} saw {saw} of key {key}, {text(row)}"))
+            found.append(Finding(rule, key, f"{rule}: call {order} of worker {worker} saw {saw} of key {key}, {text(row)}", worker, order))
         return found
 
     def compared(self, rule: str, bad, counts, what: str) -> list[Finding]:
@@ -228,10 +230,10 @@ def _check_register(key: int, rows: list) -> list[Finding]:
             continue
         who = f"call {row[ORDER]} of worker {row[WORKER]} saw {value} of key {key}"
         if writer is None:
-            return [Finding("never set", key, f"never set: {who}, which nobody has set")]
+            return [Finding("never set", key, f"never set: {who}, which nobody has set", row[WORKER], row[ORDER])]
         if 0 <= row[SET_END] < writer[SET_BEGIN] or (row[WORKER] == writer[WORKER] and row[ORDER] < writer[ORDER]):
             later = f"call {writer[ORDER]} of worker {writer[WORKER]}"
-            return [Finding("from the future", key, f"from the future: {who}, which {later} set later")]
+            return [Finding("from the future", key, f"from the future: {who}, which {later} set later", row[WORKER], row[ORDER])]
     edges: dict = {0: {("value", value) for value in writers}}
     graph = {("value", row[VALUE]): set() for row in rows}
     graph["value", 0] = edges[0]

@@ -110,10 +110,12 @@ class Simulation:
                             mixed_lengths=settings["lengths"] == "mixed", faults=settings["faults"] % NETWORK,
                             network=settings["faults"] // NETWORK * NETWORK, max_steps=self.max_turns)
         if schedule.run():
-            raise self._violation(schedule, *self._describe(schedule))
+            problem, key = self._describe(schedule)
+            raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command())
         reads, seen, writes, accesses = schedule.history()
         for finding in check(History(reads, seen, writes)) or check_registers(accesses):
-            raise self._violation(schedule, finding.text, finding.key)
+            who = f" (worker {finding.worker} is {self._actor(settings['nodes'] + finding.worker)})" if finding.worker >= 0 else ""
+            raise Violation(finding.text + who, finding.key, self._trace(schedule, finding.key, finding), self.seed, self.command())
         turns, switches, messages, trace_hash = schedule.figures()
         return Result(self.seed, turns, switches, messages, schedule.operations, schedule.relocations, trace_hash)
 
@@ -143,12 +145,13 @@ class Simulation:
             return f"node {actor} server"
         return f"node {(actor - nodes) // workers} worker {(actor - nodes) % workers}"
 
-    def _violation(self, schedule, problem: str, key: int) -> Violation:
-        return Violation(problem, key, self._trace(schedule, key), self.seed, self.command())
-
-    def _trace(self, schedule, key: int, about: int = 40, last: int = 10) -> list[str]:
-        """The last events about the key, and the very last ones about any."""
+    def _trace(self, schedule, key: int, finding=None, about: int = 60, last: int = 10) -> list[str]:
+        """The last events about the key, and the very last ones about any; nothing after the call that a finding is about."""
         events = list(schedule.events())
+        if finding is not None and finding.worker >= 0:
+            actor = self.settings["nodes"] + finding.worker
+            ends = [i for i, event in enumerate(events) if event[1] == actor and event[2] == 1 and event[4] == finding.order]
+            events = events[:ends[0] + 1] if ends else events
         chosen = set(range(max(0, len(events) - last), len(events)))
         concerned = (i for i in range(len(events) - 1, -1, -1) if key < 0 or key in events[i][12])
         chosen.update(islice(concerned, about))

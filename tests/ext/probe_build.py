@@ -9,9 +9,12 @@ import os
 import sys
 from pathlib import Path
 
+from lapse._build import kind
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "ext"
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False}
+SANITIZERS = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}      # as the package: it inlines latches
 FLAGS = ["-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
 
 
@@ -29,7 +32,7 @@ def load_extension(source, name=None):
 
     source = Path(source).resolve()
     name = name or source.stem
-    flags = FLAGS + os.environ.get("LAPSE_PROBE_CFLAGS", "").split()
+    flags = FLAGS + SANITIZERS.get(kind, []) + os.environ.get("LAPSE_PROBE_CFLAGS", "").split()
     folder = BUILT / _stamp(source, flags)
     found = list(folder.glob(f"{name}.*.so"))
     if not found:

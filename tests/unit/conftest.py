@@ -1,6 +1,7 @@
 """Nodes for tests: of one process, and of several."""
 import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Under nohup, what the tests start would inherit that it is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 DEADLINE = 120                      # seconds for one test; then all stacks are printed
 
 
 @pytest.fixture
 def deadline():
-    faulthandler.dump_traceback_later(DEADLINE, exit=True)
+    faulthandler.dump_traceback_later(DEADLINE, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
 

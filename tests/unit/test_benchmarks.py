@@ -16,7 +16,7 @@ from benchmarks import calls, memory, remote, report, rows
 
 SIZES = {
     rows: {"num_keys": 2000, "keys_per_call": 100, "rounds": 2, "rows": 2000},
-    calls: {"num_keys": 2000, "rounds": 2, "calls": 500, "keys_per_call": 100, "slice": 2_000_000},
+    calls: {"num_keys": 2000, "rounds": 2, "calls": 500, "keys_per_call": 100, "slice": 60_000_000},
     remote: {"num_keys": 20_000, "rounds": 2, "short_rounds": 2, "calls": 20, "flights": 50, "window": 16,
              "keys_per_call": 10, "batches": 5, "batch": 100},
     memory: {"few": 50_000, "many": 100_000},

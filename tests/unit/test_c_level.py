@@ -106,6 +106,12 @@ def in_place(Worker kv, Key first, Key second):
     return got, between == ERR_HELD, a == b, rc
 
 
+def keep_latched(Worker kv, Key key):
+    """An acquire whose release is forgotten."""
+    cdef void* row
+    return kv.acquire(&key, 1, &row)
+
+
 def codes(Worker kv):
     """Each kind of refusal, as (name, was it)."""
     cdef Key key = -1
@@ -228,6 +234,29 @@ def test_in_place(user, serve):
     assert user.in_place(kv, 1, 1) == (2, True, True, 0)            # a key twice: one row
     assert kv.pull([1])[0, 0] == 301
     kv.finalize()
+
+
+@pytest.mark.parametrize("end", ["dropped", "finalized", "left by an exception", "replaced at once"])
+def test_forgotten_release(user, serve, end):
+    """The rows of a Worker that is gone are not latched for ever."""
+    server = serve(4, threads=2)
+    other = lapse.Worker(1, server)
+    kv = lapse.Worker(0, server)
+    assert user.keep_latched(kv, 7) == 1
+    if end == "finalized":
+        with pytest.raises(RuntimeError, match="between acquire and release"):
+            kv.finalize()
+    elif end == "left by an exception":
+        with pytest.raises(KeyError), kv:
+            raise KeyError
+    del kv
+    if end == "replaced at once":
+        kv = lapse.Worker(0, server)
+        assert user.in_place(kv, 7, 8)[0] == 2
+        kv = None
+    other.push([7], np.ones((1, 4), np.float32))
+    assert other.pull([7])[0, 0] in (1, 1 + 100)
+    other = None
 
 
 def test_codes(user, serve):

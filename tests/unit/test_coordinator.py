@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 
 import pytest
 
-from lapse import control
+from lapse import cluster, control
 from lapse.coordinator import GATHER, GATHER_LAUNCHER, Coordinator, end_text, missing_text
 
 
@@ -66,6 +67,26 @@ def test_ranks_follow_the_hints_and_then_the_order_of_joining():
     for peer, hint in (("a", 2), ("b", None), ("c", 0)):
         bench.core.message(peer, join(hint), 0.0)
     assert {peer: fields["rank"] for peer, _, fields in bench.sent} == {"a": 2, "b": 1, "c": 0}
+
+
+def test_a_release_names_those_who_had_arrived():
+    """A retired worker that comes back just after a release is not released by it, and may arrive."""
+    bench = Bench().up()
+    bench.say("a", "retire", member="0/1")
+    for peer, member in (("a", "0/0"), ("b", "1/0"), ("b", "1/1"), ("c", "2/0"), ("c", "2/1")):
+        bench.say(peer, "arrive", group="workers", member=member)
+    bench.say("a", "enlist", member="0/1")
+    bench.say("a", "arrive", group="workers", member="0/1")
+    assert [(peer, fields["members"]) for peer, kind, fields in bench.sent if kind == "release"] == [
+        ("a", ["0/0"]), ("b", ["1/0", "1/1"]), ("c", ["2/0", "2/1"])]
+
+
+def test_a_release_reaches_only_its_members():
+    """The same at the node: the ticket of one who waits for the next barrier stays."""
+    node = object.__new__(cluster.Cluster)
+    node._cond, node._tickets = threading.Condition(), {("workers", name): cluster._Ticket() for name in ("0/0", "0/1")}
+    node._handle({"type": "release", "group": "workers", "members": ["0/0", "0/7"]})
+    assert {name: ticket.released for (_, name), ticket in node._tickets.items()} == {"0/0": True, "0/1": False}
 
 
 def verdict_of(reports, **options):

@@ -42,6 +42,13 @@ def test_setup_out_of_range(deadline, arguments):
         lapse.setup(*arguments)
 
 
+@pytest.mark.parametrize("num_keys", [2**61 + 1, 2**63 - 1, 2**50])
+def test_more_keys_than_memory(deadline, num_keys):
+    lapse.setup(num_keys, 1)
+    with pytest.raises(MemoryError, match=str(num_keys)):
+        lapse.Server(1)
+
+
 def test_setup_of_wrong_type(deadline):
     for arguments in (("10", 1), (10.0, 1), (10, None)):
         with pytest.raises(TypeError):
@@ -321,6 +328,79 @@ def test_exit_without_shutdown(run_program, end):
         """, nodes=2, check=None)
     assert done.returncode != 0
     assert re.search(r"caught node 1 \(.*\): exited without shutdown", done.stdout), done.stdout + done.stderr
+
+
+def test_end_while_threads_send(run_program):
+    """The node ends by its main thread's exception; workers in the middle of long calls get the failure, and touch no closed socket."""
+    done = run_program("""
+        import sys, threading, time
+        import numpy as np, lapse
+        lapse.setup(200000, 3)
+        server = lapse.Server(100)
+        ended = []
+        first = threading.Semaphore(0)
+
+        def work():
+            kv = lapse.Worker(0, server)
+            keys = np.arange(100000, 150000)
+            vals = np.ones((50000, 100), np.float32)
+            try:
+                kv.push(keys, vals)
+                first.release()
+                while True:
+                    kv.push(keys, vals, True)
+            except (lapse.NodeFailure, lapse.LapseError, RuntimeError) as error:
+                ended.append(error)
+                first.release()
+
+        if server.my_rank() == 0:
+            threads = [threading.Thread(target=work) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                first.acquire()
+            try:
+                with server:
+                    raise KeyError("enough")
+            except KeyError:
+                pass
+            for thread in threads:
+                thread.join()
+            assert len(ended) == 3, ended
+            print("ended")
+            sys.exit(7)
+        else:
+            kv = lapse.Worker(0, server)
+            try:
+                kv.barrier()
+            except lapse.NodeFailure as error:
+                print("caught", error)
+                sys.exit(8)
+        """, nodes=2, check=None)
+    assert "ended" in done.stdout, done.stdout + done.stderr
+    assert re.search(r"caught node 0 \(.*\): KeyError: 'enough'", done.stdout), done.stdout + done.stderr
+
+
+def test_node_that_cannot_send(run_program):
+    """A node whose operations fail for a reason of its own says so; nobody waits for it."""
+    done = run_program("""
+        import lapse
+        from lapse import _van
+        lapse.setup(10, 1)
+        server = lapse.Server(3)
+        kv = lapse.Worker(0, server)
+        kv.barrier()
+        try:
+            if server.my_rank() == 1:
+                server._van.fail(_van.ERR_FAILED)   # as after an operation that found no memory
+                kv.pull([1])
+            else:
+                kv.barrier()
+        except lapse.NodeFailure as error:
+            print("caught", error)
+            raise
+        """, nodes=2, check=None)
+    assert len(re.findall(r"caught node 1 \(.*\): could not send a message", done.stdout)) == 2, done.stdout + done.stderr
 
 
 def test_dies_by_an_exception_while_threads_wait(run_program):

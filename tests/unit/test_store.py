@@ -26,7 +26,7 @@ def probe():
 
 @pytest.fixture(autouse=True)
 def deadline():
-    faulthandler.dump_traceback_later(DEADLINE, exit=True)
+    faulthandler.dump_traceback_later(DEADLINE, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
 

@@ -1,6 +1,7 @@
 """What the primitives mean, on one node: through shared memory, and through the server thread (really asynchronous)."""
 import asyncio
 import gc
+import textwrap
 import threading
 
 import numpy as np
@@ -383,6 +384,90 @@ def test_dropped_with_operations_under_way(serve):
     kv = lapse.Worker(0, server)
     assert (kv.pull(range(1000)) == 1000).all()
     kv.finalize()
+
+
+FROZEN = """
+    import os, signal, time, weakref
+    import numpy as np, lapse
+    lapse.setup(10, 1, heartbeat=(20, 60), {settings})
+    server = lapse.Server(3)
+    kv = lapse.Worker(0, server)
+    rank = server.my_rank()
+    if rank == 1:
+        kv.set([9], np.full(3, 7, np.float32))
+        with open("pid.tmp", "w") as file:
+            file.write(str(os.getpid()))
+    kv.barrier()
+    if rank == 1:
+        os.rename("pid.tmp", "pid")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        while not os.path.exists("pid"):
+            time.sleep(0.01)
+        pid = int(open("pid").read())
+        while open(f"/proc/{{pid}}/stat").read().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.01)
+        {body}
+    {end}
+    print("fine")
+    """
+
+
+def frozen(run_program, body, end="kv.finalize(); server.shutdown()", settings=""):
+    """Node 0 runs `body` while node 1, the owner of key 9, is frozen; `body` wakes it by os.kill(pid, signal.SIGCONT)."""
+    body = textwrap.indent(textwrap.dedent(body), 8 * " ").strip()
+    done = run_program(FROZEN.format(body=body, end=end, settings=settings), nodes=2)
+    assert done.stdout.count("fine") == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_dropped_and_replaced_with_a_pull_under_way(run_program):
+    """The arrays stay until the pull has finished, however soon the slot has another Worker."""
+    frozen(run_program, """
+        vals = np.zeros(3, np.float32)
+        ref = weakref.ref(vals)
+        kv.pull([9], vals, True)
+        del vals, kv
+        kv = lapse.Worker(0, server)
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            assert ref() is not None
+            time.sleep(0.02)
+        assert not ref().any()
+        os.kill(pid, signal.SIGCONT)
+        assert kv.pull([9]).tolist() == [[7] * 3]
+        while ref() is not None:
+            time.sleep(0.01)
+        """)
+
+
+def test_dropped_just_before_shutdown(run_program):
+    """Shutdown waits for the operations of a Worker that was dropped an instant before."""
+    frozen(run_program, """
+        for _ in range(100):
+            kv.push([9], np.ones(3, np.float32), True)
+        os.kill(pid, signal.SIGCONT)
+        """, end="del kv; server.shutdown()")
+
+
+def test_no_credit(run_program):
+    """A call that finds no credit within its time has done nothing, not even to the local keys; the others go on."""
+    frozen(run_program, """
+        stamps = [kv.pull([9], None, True) for _ in range(4)]
+        for call in (lambda: kv.push([9, 0], np.ones(6, np.float32), timeout=0.05), lambda: kv.pull([9], timeout=0.05),
+                     lambda: kv.set([0, 9], np.ones(6, np.float32), timeout=0.05), lambda: kv.localize([9], timeout=0)):
+            try:
+                call()
+            except TimeoutError as error:
+                assert "nothing was done" in str(error), error
+                continue
+            raise AssertionError("no TimeoutError")
+        assert not kv.pull([0]).any()
+        kv.push([0], np.ones(3, np.float32), timeout=0.05)
+        os.kill(pid, signal.SIGCONT)
+        assert [stamp.result().tolist() for stamp in stamps] == [[[7] * 3]] * 4
+        assert kv.pull([9, 0]).tolist() == [[7] * 3, [1] * 3]
+        """, settings="credit_ops=4")
 
 
 def test_collected_in_either_order(serve):

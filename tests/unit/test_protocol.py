@@ -1,0 +1,178 @@
+"""Every byte that a node sends is hostile: what the protocol refuses, before anything changes and outside of nobody's arrays."""
+import random
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.ext.probe_build import load_extension
+
+pytest.importorskip("Cython")
+from tests.ext.probe_build import load_extension
+
+EXT = Path(__file__).resolve().parents[1] / "ext"
+
+PULL, PUSH, SET, LOCALIZE, HAND_OVER, TRANSFER, VALUES, ACK = range(1, 9)
+BAD_SIZE, BAD_KEY, OWNER_ASKS, BAD_ANSWER = -100, -102, -105, -111
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return load_extension(EXT / "protocol_probe.pyx")
+
+
+def message(kind, keys, aux=None, values=b"", *, hops=0, origin=1, worker=0, ts=0, count=None, value_bytes=None):
+    keys = np.asarray(keys, np.int64)
+    aux = np.asarray(range(len(keys)) if aux is None else aux, np.uint32)
+    count = len(keys) if count is None else count
+    value_bytes = len(values) if value_bytes is None else value_bytes
+    head = struct.pack("<IHBBQQIIIIQQQ", 0, 1, kind, hops, 0, 1, 1, origin, worker, count, ts, value_bytes, 0)
+    return head + keys.tobytes() + aux.tobytes() + bytes(4 * (len(keys) & 1)) + values
+
+
+# Keys 0-3 are homed at node 0 (this one), 4-7 at node 1; a value of key k has k + 1 numbers.
+LENGTHS = np.arange(1, 9, dtype=np.uint32)
+
+
+@pytest.fixture
+def node(probe):
+    return probe.Probe(8, 0, 2, dtype="float32", visible=LENGTHS, stored=LENGTHS)
+
+
+def guarded(numbers):
+    """An array with a border on both sides: (array, check)."""
+    whole = np.full(numbers + 64, 7, np.float32)
+    return whole[32:32 + numbers], lambda: bool((whole[:32] == 7).all() and (whole[32 + numbers:] == 7).all())
+
+
+@pytest.mark.parametrize("hops", [1, 5])
+def test_longer_value_than_asked_for(node, hops):
+    """A pull that comes back to its own node, for another key than was asked for at that position."""
+    out, intact = guarded(5)
+    ts = node.issue(PULL, np.array([4]), out)
+    assert node.handle(message(PULL, [3, 3], [0, 0], hops=hops, origin=0, ts=ts), 1) == BAD_ANSWER
+    assert node.handle(message(PULL, [3], [0], hops=hops, origin=0, ts=ts), 1) == BAD_ANSWER
+    assert node.handle(message(VALUES, [7], [0], bytes(32), origin=0, ts=ts), 1) == BAD_ANSWER
+    assert intact()
+    assert not node.finished(ts)
+    assert node.handle(message(VALUES, [4], [0], np.arange(5, dtype=np.float32).tobytes(), origin=0, ts=ts), 1) == 0
+    assert node.finished(ts)
+    assert out.tolist() == [0, 1, 2, 3, 4]
+    assert intact()
+
+
+def test_longer_value_than_asked_for_from_the_queue(node):
+    """The same, when it waits for a key in transfer."""
+    out, intact = guarded(5)
+    ts = node.issue(PULL, np.array([4]), out)
+    node.issue(LOCALIZE, np.array([7]), np.empty(0))
+    assert node.handle(message(PULL, [7], [0], hops=1, origin=0, ts=ts), 1) == 0
+    assert node.handle(message(TRANSFER, [7], [1], np.ones(8, np.float32).tobytes()), 1) == BAD_ANSWER
+    assert intact()
+
+
+def test_more_answers_than_positions(node):
+    for kind, keys in ((PULL, [4]), (PUSH, [4])):
+        vals = np.zeros(5, np.float32)
+        ts = node.issue(kind, np.array(keys), vals)
+        values = bytes(20) if kind == PULL else b""
+        assert node.handle(message(VALUES if kind == PULL else ACK, [4, 4], [0, 0], 2 * values, origin=0, ts=ts), 1) == BAD_ANSWER
+        assert not node.finished(ts)
+
+
+def test_more_answers_than_positions_at_home(probe):
+    node = probe.Probe(8, 0, 2, dtype="float32", visible=2)
+    out, intact = guarded(2)
+    ts = node.issue(PULL, np.array([4]), out)
+    assert node.handle(message(PULL, [3, 2], [0, 0], hops=1, origin=0, ts=ts), 1) == BAD_ANSWER
+    assert not node.finished(ts)
+    assert intact()
+
+
+def test_more_answers_than_positions_from_the_queue(probe):
+    node = probe.Probe(8, 0, 2, dtype="float32", visible=2)
+    ts = node.issue(PUSH, np.array([4]), np.zeros(2, np.float32))
+    node.issue(LOCALIZE, np.array([7]), np.empty(0))
+    twice = message(PUSH, [7, 7], [0, 0], bytes(16), hops=1, origin=0, ts=ts)
+    assert node.handle(twice, 1) == 0
+    assert node.handle(message(TRANSFER, [7], [1], bytes(8)), 1) == BAD_ANSWER
+
+
+def test_answer_to_an_operation_whose_place_is_taken(probe):
+    """8 operations share a place: an old answer, once more, is none to the new one."""
+    node = probe.Probe(8, 0, 2, dtype="float32", visible=2)
+    answer = [message(VALUES, [4], [0], bytes(8), origin=0, ts=ts) for ts in range(9)]
+    for ts in range(8):
+        assert node.issue(PULL, np.array([4]), np.ones(2, np.float32)) == ts
+        assert node.handle(answer[ts], 1) == 0
+    out = np.ones(2, np.float32)
+    assert node.issue(PULL, np.array([4]), out) == 8
+    assert node.handle(answer[0], 1) == BAD_ANSWER
+    assert out.tolist() == [1, 1]
+    assert node.handle(answer[8], 1) == 0
+    assert out.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("kind", [PULL, LOCALIZE, HAND_OVER])
+def test_answer_larger_than_a_frame(probe, kind):
+    """One mebibyte per key: 15 keys fit into a frame, 16 do not, and 10,000 would be 10 GB here."""
+    node = probe.Probe(40000, 0, 2, dtype="float32", visible=1 << 18)
+    for n in (16, 10000):
+        assert node.handle(message(kind, range(n)), 1) == BAD_SIZE
+    assert node.sink.sent == []
+    if kind != HAND_OVER:
+        assert node.handle(message(kind, range(15)), 1) == 0
+        (dest, answer), = node.sink.sent
+        assert dest == 1
+        assert 15 << 20 < len(answer) <= 1 << 24
+
+
+@pytest.mark.parametrize("before", ["untouched", "coming"])
+def test_the_same_key_twice_in_one_localize(probe, before):
+    node = probe.Probe(9, 0, 3, dtype="float32", visible=2)
+    if before == "coming":
+        assert node.handle(message(LOCALIZE, [1], origin=2), 2) == 0
+        node.issue(LOCALIZE, np.array([1]), np.empty(0))
+    assert node.handle(message(LOCALIZE, [1, 1]), 1) < 0
+    assert not any(dest == 1 and sent[6] == HAND_OVER for dest, sent in node.sink.sent)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("value_bytes", [0, 8, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("kind", range(1, 9))
+def test_counts_and_sizes_that_lie(node, kind, count, value_bytes):
+    for frame in (message(kind, [4, 5], count=count, value_bytes=value_bytes), message(kind, [], count=count, value_bytes=value_bytes)):
+        if count != len(frame[64:]) // 12 or value_bytes:
+            assert node.handle(frame, 1) < 0
+    assert node.sink.sent == []
+
+
+def test_keys_that_do_not_exist(node):
+    for key in (8, -1, 2**62, -2**63, 2**63 - 1):
+        for kind in range(1, 9):
+            assert node.handle(message(kind, [key]), 1) == BAD_KEY
+
+
+def test_anything(probe):
+    """Frames with wrong bytes in every place, at nodes with operations and transfers under way: no byte beside the arrays changes."""
+    draw = random.Random(5)
+    for _ in range(3000):
+        node = probe.Probe(8, 0, 2, dtype="float32", visible=LENGTHS, stored=LENGTHS, max_workers=draw.choice([1, 3]),
+                           location_caches=draw.random() < 0.5)
+        out, intact = guarded(11)
+        node.issue(PULL, np.array([4, 5]), out)
+        node.issue(PUSH, np.array([4]), np.ones(5, np.float32))
+        node.issue(LOCALIZE, np.array([6, 7]), np.empty(0))
+        for _ in range(8):
+            kind = draw.randint(1, 8)
+            keys = [draw.choice([draw.randint(0, 7), draw.randint(4, 7)]) for _ in range(draw.randint(0, 4))]
+            with_values = kind in (PUSH, SET, TRANSFER, VALUES)
+            values = bytes(4 * sum(key + 1 for key in keys)) if with_values else b""
+            frame = bytearray(message(kind, keys, [draw.choice([0, 1, 2, 5]) for _ in keys], values, hops=draw.choice([0, 1, 64]),
+                                      origin=draw.choice([0, 1, 1, 2]), worker=draw.choice([0, 0, 1, 9]), ts=draw.choice([0, 1, 2, 8])))
+            if draw.random() < 0.3:
+                frame[draw.randrange(len(frame))] = draw.randrange(256)
+            if node.handle(bytes(frame), 1) != 0:
+                break
+        assert intact()
