@@ -6,8 +6,10 @@ _types.pxd: nothing was sent then). One thread at a time uses a Worker.
 
 push and set have copied vals and keys when they return. The arrays of a pull belong to the operation until it has finished.
 """
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._protocol cimport Protocol, worker_t
+from lapse._store cimport OWNED, latch, store_t, unlatch
+from lapse._sync cimport load_i32, load_i64, peek_u64, prefetch_read, prefetch_write, unlikely
 from lapse._types cimport Key, Timestamp
 from lapse._van cimport Van
 
@@ -59,3 +61,63 @@ cdef class Worker:
     cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
     cdef bint pause_for(self, Timestamp ts) noexcept nogil
     cdef bint interrupted(self) noexcept nogil
+
+
+# --- in place on two rows, inlined into the caller's loop -------------------------------------------------------------------------------
+# acquire() of two keys and release(3) of both, for loops in which the call would cost more than the arithmetic; and hints for the
+# processor, which do nothing for a key that is not local: first the key's slot, some positions later its row.
+
+cdef inline int acquire_two(Worker self, const Key* keys, void** rows) noexcept nogil:
+    """What acquire(keys, 2, rows) does and returns."""
+    cdef worker_t* w = self.w
+    cdef store_t* s
+    cdef int first = keys[1] < keys[0]
+    cdef Key a = keys[first], b = keys[1 - first]
+    cdef uint64_t one, two
+    if unlikely(w == NULL or load_i32(&self.van.state) != 0 or w.held != 0 or not self.protocol.shared_memory
+                or load_i64(&w.pins.cached) != 0):
+        return self.acquire(keys, 2, rows)
+    s = self.protocol.store
+    if unlikely(a < 0 or a == b or b >= s.num_keys):
+        return self.acquire(keys, 2, rows)
+    one = latch(s, a)
+    two = latch(s, b)
+    if unlikely(not (one & two & OWNED) or (one | two) >> 63):
+        unlatch(s, b, two)
+        unlatch(s, a, one)
+        return self.acquire(keys, 2, rows)
+    rows[first] = <void*>(one & ~<uint64_t>7)
+    rows[1 - first] = <void*>(two & ~<uint64_t>7)
+    w.held_keys[0], w.held_keys[1] = a, b
+    w.held_words[0], w.held_words[1] = one, two
+    w.held = w.held_rows = 2
+    w.counters.pulled_local += 2
+    return 2
+
+
+cdef inline void release_two(Worker self) noexcept nogil:
+    """What release(3) does, behind an acquire_two that returned 2."""
+    cdef worker_t* w = self.w
+    cdef store_t* s = self.protocol.store
+    unlatch(s, w.held_keys[0], w.held_words[0])
+    unlatch(s, w.held_keys[1], w.held_words[1])
+    w.held = w.held_rows = 0
+    w.counters.pushed_local += 2
+
+
+cdef inline void prefetch_slot(Worker self, Key key) noexcept nogil:
+    """Have the key's slot in the cache soon. The key must exist."""
+    prefetch_read(self.protocol.store.slots + key)
+
+
+cdef inline void prefetch_row(Worker self, Key key, size_t bytes) noexcept nogil:
+    """Have the first bytes of the key's row in the cache soon, if it is here. The key must exist."""
+    cdef uint64_t word = peek_u64(self.protocol.store.slots + key)
+    cdef char* row = <char*>(word & ~<uint64_t>7)
+    cdef size_t at = 0
+    if not word & OWNED or word >> 63:
+        return
+    while at < bytes:
+        prefetch_write(row + at)
+        at += 64
+    prefetch_write(row + bytes - 1)

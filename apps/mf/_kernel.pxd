@@ -21,7 +21,6 @@ cdef class Trainer:
         const Key* places       # where each key is; NULL: where it is
         float* row_shrink       # owned; lambda / cells of the row, this worker's rows only
         float* col_shrink       # owned; lambda / cells of the column
-        const char** hints      # owned; where the rows of this worker and then the columns were seen last; only to prefetch
         char* buffer            # owned; BATCH rows
         Key* keys               # owned; room for the keys of a batch
         int32_t* stamps         # owned; per row and column: the group in which it was seen last

@@ -1,21 +1,20 @@
 # Design: one Trainer per worker thread. It runs through the worker's cells without the GIL and works in place on the two rows of
 # each, where both are local; where one is not, it pulls them and pushes what is to be added. A worker has the cells of a range
 # of matrix rows of its own, so only the columns are shared.
-#
-# The rows of the next cells are fetched into the processor's cache ahead of their use, from where they were seen last. That is a
-# hint: a row that has moved meanwhile is fetched late, and fetching an address that is not a row any more does no harm.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from apps.mf._arithmetic cimport arithmetic, draw, below, mix, prefetch
-from lapse cimport DONE, ERR_MEMORY, Key, Timestamp, Worker
+from lapse cimport DONE, Key, Timestamp, Worker, acquire_two, prefetch_row, prefetch_slot, release_two
 
 import numpy as np
 
 cdef enum:
-    AHEAD = 5                   # cells between the cursor and the prefetch of the two rows
+    AHEAD = 4                   # cells between the cursor and the prefetch of the two rows,
+    FAR_AHEAD = 10              # and of their slots
+    ARRAYS_AHEAD = 8            # the same where the rows lie in matrices
     BATCH = 256                 # rows that are pulled or set in one call
     LOOK = 1024                 # cells between two looks at the clock
 
@@ -69,11 +68,10 @@ cdef class Trainer:
         total = rows + num_cols
         self.row_shrink = <float*>malloc(total * sizeof(float) + 1)
         self.col_shrink = self.row_shrink + rows
-        self.hints = <const char**>calloc(total + 1, sizeof(char*))
         self.stamps = <int32_t*>calloc(total + 1, sizeof(int32_t))
         self.buffer = <char*>malloc(BATCH * self.bytes + 1)
         self.keys = <Key*>malloc(BATCH * sizeof(Key))
-        if self.row_shrink == NULL or self.hints == NULL or self.stamps == NULL or self.buffer == NULL or self.keys == NULL:
+        if self.row_shrink == NULL or self.stamps == NULL or self.buffer == NULL or self.keys == NULL:
             raise MemoryError("a worker's tables")
         counts = np.ascontiguousarray(np.concatenate((row_counts, col_counts)), dtype=np.int64)
         for i in range(total):
@@ -81,7 +79,6 @@ cdef class Trainer:
 
     def __dealloc__(self):
         free(self.row_shrink)
-        free(self.hints)
         free(self.stamps)
         free(self.buffer)
         free(self.keys)
@@ -107,8 +104,6 @@ cdef class Trainer:
         cdef const cell_t* end
         cdef Key keys[2]
         cdef void* rows[2]
-        cdef const char** row_hints = self.hints
-        cdef const char** col_hints = self.hints + (self.row_end - self.row_begin)
         cdef Py_ssize_t done = 0, stop
         cdef int32_t first = self.row_begin
         cdef float shrink_w, shrink_h
@@ -122,21 +117,19 @@ cdef class Trainer:
                 break
             stop = min(done + LOOK, n)
             for cell in cells[done:stop]:
-                if cell + AHEAD < end:
-                    prefetch(row_hints[cell[AHEAD].row - first], self.bytes)
-                    prefetch(col_hints[cell[AHEAD].col], self.bytes)
+                if cell + FAR_AHEAD < end:
+                    prefetch_slot(self.worker, self.row_key(cell[FAR_AHEAD].row))
+                    prefetch_slot(self.worker, self.col_key(cell[FAR_AHEAD].col))
+                    prefetch_row(self.worker, self.row_key(cell[AHEAD].row), self.bytes)
+                    prefetch_row(self.worker, self.col_key(cell[AHEAD].col), self.bytes)
                 keys[0] = self.row_key(cell.row)
                 keys[1] = self.col_key(cell.col)
                 shrink_w = <float>self.eps2 * self.row_shrink[cell.row - first]
                 shrink_h = <float>self.eps2 * self.col_shrink[cell.col]
-                rc = self.worker.acquire(keys, 2, rows)
+                rc = acquire_two(self.worker, keys, rows)
                 if rc == 2:
                     self.arith.step(rows[0], rows[1], self.rank, cell.value, self.eps2, shrink_w, shrink_h)
-                    self.worker.release(3)
-                    if row_hints[cell.row - first] != rows[0]:
-                        row_hints[cell.row - first] = <const char*>rows[0]
-                    if col_hints[cell.col] != rows[1]:
-                        col_hints[cell.col] = <const char*>rows[1]
+                    release_two(self.worker)
                 else:
                     if rc >= 0:
                         self.worker.release(0)
@@ -374,8 +367,8 @@ def train_arrays(cells, w, h, double eps, row_counts, col_counts, double regular
                 at[i] = at[j]
                 at[j] = kept
         for i in range(n):
-            if i + AHEAD < n:
-                prefetch(w0 + at[i + AHEAD].row * width, width)
-                prefetch(h0 + at[i + AHEAD].col * width, width)
+            if i + ARRAYS_AHEAD < n:
+                prefetch(w0 + at[i + ARRAYS_AHEAD].row * width, width)
+                prefetch(h0 + at[i + ARRAYS_AHEAD].col * width, width)
             arith.step(w0 + at[i].row * width, h0 + at[i].col * width, rank, at[i].value, eps2,
                        <float>eps2 * rows[at[i].row], <float>eps2 * cols[at[i].col])
