@@ -1,11 +1,26 @@
 # Design: see _operations.pxd.
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 from lapse._pins cimport pins_free
 from lapse._types cimport ERR_MEMORY
 
 
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void**, size_t, size_t)
+
+
+cdef void* aligned_zeros(size_t size) noexcept nogil:
+    """Memory that shares no cache line with that of another worker. NULL: out of memory."""
+    cdef void* p
+    size = (size + 255) & ~<size_t>127
+    if posix_memalign(&p, 128, size) != 0:
+        return NULL
+    memset(p, 0, size)
+    return p
+
+
 cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) noexcept nogil:
-    cdef worker_t* w = <worker_t*>calloc(1, sizeof(worker_t))
+    cdef worker_t* w = <worker_t*>aligned_zeros(sizeof(worker_t))
     cdef int64_t size = 1, i
     if w == NULL:
         return NULL
