@@ -63,6 +63,18 @@ cdef inline bint op_finished(worker_t* w, Timestamp ts) noexcept nogil:
     return load_i64(&op.ts) != ts or load_i64(&op.remaining) == 0
 
 
+cdef inline int chain_to(worker_t* w, Rank dest, int64_t i, int num_dests) noexcept nogil:
+    """Append position i to those for `dest`; returns the number of destinations, in w.order by their first position."""
+    if w.heads[dest] < 0:
+        w.heads[dest] = i
+        w.order[num_dests] = dest
+        num_dests += 1
+    else:
+        w.chain[w.tails[dest]] = <uint32_t>i
+    w.tails[dest] = i
+    return num_dests
+
+
 cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) noexcept nogil   # NULL: out of memory
 cdef void worker_free(worker_t*) noexcept nogil
 cdef int ensure_room(worker_t*, Py_ssize_t n) noexcept nogil                     # scratch for n positions: 0 or ERR_MEMORY

@@ -18,7 +18,7 @@ import numpy
 cimport cython
 from lapse._directory cimport (cached_owner, digest_directory, directory_epoch, directory_free, directory_new, expect_owner, home_of,
                                owner_of, remember_owner, set_owner)
-from lapse._operations cimport ensure_offsets, ensure_room, worker_free, worker_new
+from lapse._operations cimport chain_to, ensure_offsets, ensure_room, worker_free, worker_new
 from lapse._pins cimport pin_add, pin_drop, pin_find
 from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, away_epoch, batch_bytes,
                            digest_rows, epoch_of, expect_row, expect_slot, first_out_of_range, gone_word, incoming_word, insert_row,
@@ -433,13 +433,7 @@ cdef class Protocol:
                             todo[left] = <uint32_t>i
                             left += 1
                             continue
-                if w.heads[dest] < 0:
-                    w.heads[dest] = i
-                    w.order[num_dests] = dest
-                    num_dests += 1
-                else:
-                    chain[w.tails[dest]] = <uint32_t>i
-                w.tails[dest] = i
+                num_dests = chain_to(w, dest, i, num_dests)
             # one channel after the other
             rc = 0
             for d in range(num_dests):
@@ -864,13 +858,7 @@ cdef class Protocol:
                         return rc
                     self.move_owner(key, requester, directory_epoch(self.directory, key) + 1)
                     continue
-                if w.heads[owner] < 0:
-                    w.heads[owner] = i
-                    w.order[num_dests] = owner
-                    num_dests += 1
-                else:
-                    w.chain[w.tails[owner]] = <uint32_t>i
-                w.tails[owner] = i
+                num_dests = chain_to(w, owner, i, num_dests)
             if mine > 0:
                 rc = self.send_transfer(requester, keys, NULL, w.misses, mine)
                 if rc != FINE:

@@ -45,6 +45,17 @@ cdef void drop_latches(Protocol protocol, worker_t* w) noexcept nogil:
     w.held_rows = 0
 
 
+cdef inline int refusal(worker_t* w, Van van) noexcept nogil:
+    """Why no operation may begin now (an ERR_ code), or 0."""
+    cdef int rc
+    if w == NULL:
+        return ERR_STOPPED
+    rc = load_i32(&van.state)
+    if rc == 0 and w.held != 0:
+        return ERR_HELD
+    return rc
+
+
 cdef class Worker:
     """One worker thread's access to the parameters; the C level. `attach` it to a server before anything else."""
 
@@ -95,13 +106,9 @@ cdef class Worker:
         cdef size_t credit
         cdef Timestamp ts
         cdef int rc
-        if w == NULL:
-            return ERR_STOPPED
-        rc = load_i32(&self.van.state)
+        rc = refusal(w, self.van)
         if unlikely(rc != 0):
             return rc
-        if unlikely(w.held != 0):
-            return ERR_HELD
         s = self.protocol.store
         if unlikely(first_out_of_range(keys, n, s.num_keys) >= 0):
             return ERR_KEY_RANGE
@@ -274,13 +281,9 @@ cdef class Worker:
         cdef worker_t* w = self.w
         cdef Py_ssize_t j
         cdef int rc
-        if w == NULL:
-            return ERR_STOPPED
-        rc = load_i32(&self.van.state)
-        if rc != 0:
+        rc = refusal(w, self.van)
+        if unlikely(rc != 0):
             return rc
-        if w.held != 0:
-            return ERR_HELD
         if first_out_of_range(keys, n, self.protocol.store.num_keys) >= 0:
             return ERR_KEY_RANGE
         if ensure_room(w, n) != 0:
@@ -310,13 +313,9 @@ cdef class Worker:
         cdef int i, j, k, rc
         cdef uint64_t word
         cdef bint pinned
-        if w == NULL:
-            return ERR_STOPPED
-        rc = load_i32(&self.van.state)
+        rc = refusal(w, self.van)
         if unlikely(rc != 0):
             return rc
-        if unlikely(w.held != 0):
-            return ERR_HELD
         if unlikely(not 0 <= n <= ACQUIRE_MAX):
             return ERR_TOO_MANY
         s = self.protocol.store
