@@ -1,4 +1,5 @@
 """The factors in files: W.npy (rows x rank) and H.npy (rank x columns), and both as Matrix Market arrays; W @ H approximates the matrix."""
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,8 @@ def check_folder(folder):
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with whole_file(path / ".probe") as file:
+        with tempfile.TemporaryFile(dir=path) as file:      # without a name: all nodes try at once
             file.write(b"\0")
-        (path / ".probe").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--output {folder}: {error.strerror}") from None
 
