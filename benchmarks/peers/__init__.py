@@ -3,17 +3,17 @@
     from benchmarks import peers
     peers.run("gensim", "build/data/text/text.txt", dim=100, seed=1, output="vectors.txt") -> {"peer": "gensim", "version": …, …}
 
-Or `python -m benchmarks.peers gensim build/data/text/text.txt --dim 100`, which prints that as one line of JSON; `--help` behind a peer's name
-lists its options. The environments are made when they are first used, under build/peers/, by pip.
+Or `python -m benchmarks.peers gensim build/data/text/text.txt --dim 100`, which prints that as one line of JSON; `--help` behind a
+peer's name lists its options. The environments are made when they are first used, under build/peers/, by pip.
 
-| name | data | what the answer has, besides peer, version, wall and cpu (seconds of the training alone, or of the evaluation) |
-|---|---|---|
-| gensim | a text | words, words_per_cpu_s, effective_words (after subsampling); with evaluate=FOLDER also what evaluate_vectors has |
-| evaluate_vectors | a file of vectors, the folder of the questions | analogies, wordsim353, simlex999; how much of each is out of vocabulary |
-| pykeen | a folder of .del files | triples_per_cpu_s, mrr, hits_at_1, hits_at_3, hits_at_10 (test.del, filtered, both sides, realistic rank) |
-| evaluate_embeddings | a folder of .del files, entities.npy, relations.npy | the same measures of a ComplEx model; a row is its real half, then its imaginary half |
-| torchbiggraph | a folder of .del files | triples_per_cpu_s, and the same measures |
-| cornac, surprise, libmf | a folder with train.mmc and test.mmc | updates_per_cpu_s, rmse |
+Each answer has peer, version, wall and cpu (seconds of the training alone, or of the evaluation), and
+gensim (a text): words, words_per_cpu_s, effective_words (after subsampling); with evaluate=FOLDER also what evaluate_vectors has.
+evaluate_vectors (a file of vectors, the folder of the questions): analogies, wordsim353, simlex999; how much of each was left out.
+pykeen (a folder of .del files): triples_per_cpu_s; mrr, mr, hits_at_1, hits_at_3, hits_at_10 (test.del, filtered, both sides, realistic rank).
+evaluate_embeddings (a folder of .del files, entities.npy, relations.npy): the same measures of a ComplEx model; a row of an array is the
+    real half, then the imaginary half.
+torchbiggraph (a folder of .del files): triples_per_cpu_s, and the same measures.
+cornac, surprise, libmf (a folder with train.mmc and test.mmc): updates_per_cpu_s, rmse.
 """
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def script(peer, arguments, timeout=None):
 def finish(command, variables, timeout, what):
     """Run a command to its end, with all it starts; return its standard output. Standard error goes where ours goes."""
     try:
-        process = subprocess.Popen([str(word) for word in command], env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                                   start_new_session=True)
+        process = subprocess.Popen([str(word) for word in command], env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   text=True, start_new_session=True)
     except OSError as error:
         raise PeerError(f"{what} could not be started: {error.strerror}") from None
     try:
@@ -132,7 +132,7 @@ def install(environment):
         print(f"peers: installing {environment} into {folder}", file=sys.stderr)
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         finish([sys.executable, "-m", "venv", "--clear", folder], variables, INSTALL_TIMEOUT, "python -m venv")
-        finish([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[environment]], variables, INSTALL_TIMEOUT,
-               f"pip install {' '.join(PACKAGES[environment])}")
+        finish([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[environment]], variables,
+               INSTALL_TIMEOUT, f"pip install {' '.join(PACKAGES[environment])}")
         stamp.write_text(packages)
     return python

@@ -30,7 +30,8 @@ def main():
     if options.loop == "lcwa":
         loop = LCWATrainingLoop(model=model, triples_factory=train, optimizer=adam)
     else:
-        loop = SLCWATrainingLoop(model=model, triples_factory=train, optimizer=adam, negative_sampler_kwargs={"num_negs_per_pos": options.negative})
+        loop = SLCWATrainingLoop(model=model, triples_factory=train, optimizer=adam,
+                                 negative_sampler_kwargs={"num_negs_per_pos": options.negative})
     with measure.Clock() as clock:
         losses = loop.train(triples_factory=train, num_epochs=options.epochs, batch_size=options.batch, use_tqdm=False)
     found = ranks.rank(model.eval(), train, valid, test) if options.rank else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Clock:
-    """`with Clock() as clock:`; then clock.wall and clock.cpu are the seconds that the block took; cpu of this process and its ended children."""
+    """`with Clock() as clock:`; clock.wall and clock.cpu are the seconds it took; cpu is of this process and its ended children."""
 
     def __enter__(self):
         self._wall, self._cpu = time.perf_counter(), used()
@@ -33,5 +33,5 @@ def parser(text, *data):
 
 def answer(package, clock, **figures):
     """Print the figures as the last line of standard output."""
-    sys.stdout.write(json.dumps({"version": metadata.version(package), "wall": round(clock.wall, 3), "cpu": round(clock.cpu, 3), **figures}))
-    sys.stdout.write("\n")
+    head = {"version": metadata.version(package), "wall": round(clock.wall, 3), "cpu": round(clock.cpu, 3)}
+    sys.stdout.write(json.dumps({**head, **figures}) + "\n")

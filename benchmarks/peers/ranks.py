@@ -41,7 +41,7 @@ def load(factory, entities, relations):
     """A ComplEx model of these vectors."""
     for name, array, count in ("entities", entities, factory.num_entities), ("relations", relations, factory.num_relations):
         if array.ndim != 2 or array.shape[1] % 2 or array.shape[0] < count or array.shape[1] != entities.shape[1]:
-            sys.exit(f"the {name} are an array of shape {array.shape}, which should have {count} rows and {entities.shape[-1]} columns, an even number")
+            sys.exit(f"the {name} have shape {array.shape}, not {count} rows and an even number of columns, {entities.shape[-1]}")
     model = ComplEx(triples_factory=factory, embedding_dim=entities.shape[1] // 2)
     for representation, array in (model.entity_representations[0], entities), (model.relation_representations[0], relations):
         half = array.shape[1] // 2

@@ -1,6 +1,4 @@
 """Measure word vectors in word2vec's text or binary format by gensim's own evaluators."""
-import json
-
 import measure
 from gensim.models import KeyedVectors
 
@@ -28,7 +26,7 @@ def is_binary(path):
 
 
 def main():
-    parser = measure.parser(__doc__, ("vectors", "the vectors"), ("folder", "where questions-words.txt, wordsim353.tsv and simlex999.txt are"))
+    parser = measure.parser(__doc__, ("vectors", "the vectors"), ("folder", "of questions-words.txt, wordsim353.tsv, simlex999.txt"))
     options = parser.parse_args()
     vectors = KeyedVectors.load_word2vec_format(str(options.vectors), binary=is_binary(options.vectors))
     with measure.Clock() as clock:
