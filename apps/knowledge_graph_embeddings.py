@@ -98,6 +98,7 @@ def parse(argv):
     add("--max_N", type=whole_or_minus_one, default=-1, metavar="N", help="at most N points per worker (-1: all)")
     add("--max_runtime", type=seconds, default=None, metavar="SECONDS", help="seconds after which training stops")
     add("--relation_parts", type=positive_int, default=1, metavar="N", help="RESCAL: parameters of a relation, at least")
+    add("--group", type=positive_int, default=1, metavar="N", help="ComplEx: corrupted triples of one side that are one step")
     add("--dtype", choices=("float32", "float64"), default="float32", help="number type of the embeddings")
     add("--report", default="", metavar="FILE", help="file for the numbers of each epoch, one JSON object per line")
     args = parser.parse_args(argv)

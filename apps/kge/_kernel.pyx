@@ -1,20 +1,24 @@
-# Design: one Trainer per worker thread. It runs through the worker's triples without the GIL. Of a triple it copies subject, relation and
-# object (a relation of RESCAL stays where it is), and works in place on the entities that take the place of the subject or the object,
-# a few at a time; then it updates the three. What is not local is pulled and pushed instead. Nothing is held while it waits.
+# distutils: extra_compile_args = -fno-math-errno
+# Design: one Trainer per worker thread. It runs through the worker's triples without the GIL. Of a triple it works on copies of subject,
+# relation and object (a relation of RESCAL stays where it is), and in place on the entities that take the place of the subject or the
+# object, a few at a time; then it adds the changes of the copies to the parameters. What is not local is pulled, worked on in a copy, and
+# its change pushed. Nothing is held while it waits.
 #
-# Each parameter makes one step of AdaGrad per triple and role: the gradients of all 1 + 2 negatives scores in which the subject, the
-# relation or the object takes part are added up first.
+# ComplEx: the true triple first, then groups of corrupted ones, subjects and objects in turn; each group is a step of AdaGrad for all
+# that take part. With groups of one, that is what a program that trains on one score after the other does. RESCAL: one step per triple
+# for subject, relation and object, with the gradients of all scores added up, since a step costs dim * dim.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from apps.kge._arithmetic cimport CHUNK, arithmetic, arithmetic_t, logistic
+from apps.kge._arithmetic cimport CHUNK, arithmetic, arithmetic_t, step_t
 from lapse cimport DONE, Key, Timestamp, Worker, prefetch_row, prefetch_slot
 
 cdef enum:
     LOOK = 16                   # triples between two looks at the clock
-    HELD = 4096                 # numbers of one kind that are worked on between acquire and release: some microseconds
+    WORK = 8
+    HELD = 2048                 # numbers of one kind that are worked on between acquire and release: some microseconds
 
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 
@@ -37,19 +41,20 @@ cdef class Trainer:
         const arithmetic_t* arith
         bint rescal, async_push, localize_relations
         size_t dim, item, row           # row: bytes of an entity's parameter
-        int parts, lines, negatives, chunk, ahead
+        int parts, lines, negatives, chunk, group, ahead
         Key relation_key                # of relation 0
         const Key* places
-        double eta, gamma_entity, gamma_relation
+        step_t step, step_of_all        # with the regularization of one score, and of those of a triple
         char* memory                    # owned; everything below points into it
-        char* three                     # copies of subject, relation, object
-        char* adds                      # what has to be added to these
-        char* q                         # also p, and the gradients of q, p, s, r, o
+        char* before                    # copies of subject, object, relation
+        char* three                     # the same, as they are worked on
+        char* work                      # gradients and the like: WORK times half a row
         char* far                       # entities that are not here
-        char* far_adds
-        char* relation                  # a part of a relation that is not here, and what has to be added
-        Key* drawn                      # of this triple and the next: the keys in place of the subject, those in place of the object
+        char* far_after                 # the same, as they are worked on
+        char* relation                  # a relation that is not here, and a part of it as it is worked on
+        Key* drawn                      # of this triple and the next: groups of keys in place of the subject, and of the object
         Key* far_keys
+        int* far_sides                  # 1: in place of the subject
         Key* ahead_keys                 # of one triple
         int64_t* handles                # of the samples under way
         bint* copied                    # which parts of the relation lie in `relation`
@@ -60,40 +65,44 @@ cdef class Trainer:
         object held                     # what pointers point into
 
     def __cinit__(self, Worker worker not None, *, bint rescal, bint double_precision, int dim, Key num_entities, int negatives,
-                  double eta, double gamma_entity, double gamma_relation, int parts=1, int lines=1, places=None, int ahead=0,
-                  bint async_push=False, bint localize_relations=True, int instructions=2):
-        """negatives: corrupted triples per side. ahead: triples ahead of which parameters are localized and samples prepared.
-        localize_relations: that includes relations. instructions: 0 for those that any processor has."""
+                  double eta, double gamma_entity, double gamma_relation, int group=1, int parts=1, int lines=1, places=None,
+                  int ahead=0, bint async_push=False, bint localize_relations=True, int instructions=2):
+        """negatives: corrupted triples per side. group: how many of a side are one step. ahead: triples ahead of which parameters
+        are localized and samples prepared. localize_relations: that includes relations. instructions: 0 for those that any
+        processor has."""
         cdef const Key[::1] view
-        cdef size_t size, rows, part
+        cdef size_t size, rows = 2 * <size_t>negatives, part
         self.worker, self.arith, self.rescal = worker, arithmetic(double_precision, instructions), rescal
         self.dim, self.item, self.parts, self.lines, self.negatives = dim, 8 if double_precision else 4, parts, lines, negatives
         self.row = 2 * self.dim * self.item
-        self.eta, self.gamma_entity, self.gamma_relation = eta, gamma_entity, gamma_relation
+        self.step.eta = self.step_of_all.eta = eta
+        self.step.gamma_entity, self.step.gamma_relation = gamma_entity, gamma_relation
+        self.step_of_all.gamma_entity, self.step_of_all.gamma_relation = (1 + negatives) * gamma_entity, (1 + 2 * negatives) * gamma_relation
         self.relation_key, self.ahead, self.async_push, self.localize_relations = num_entities, ahead, async_push, localize_relations
         self.chunk = max(1, min(<int>CHUNK, HELD // dim))
+        self.group = max(1, min(negatives, self.chunk if rescal else min(group, self.chunk)))
         self.deadline = self.budget = FOREVER
         if places is not None:
             view = self.held = places
             self.places = &view[0]
-        rows = 2 * <size_t>negatives
         part = 2 * self.dim * lines * self.item if rescal else 0
-        size = 6 * self.row + 7 * self.row // 2 + 2 * rows * self.row + part * parts + part
-        size += (4 * rows + 2 + parts) * sizeof(Key) + (ahead + 2) * sizeof(int64_t) + parts * sizeof(bint)
-        self.memory = <char*>calloc(size + 64, 1)
+        size = (6 + WORK // 2 + 2 * rows) * self.row + part * (parts + 1)
+        size += (3 * rows + 2 + parts) * sizeof(Key) + (ahead + 2) * sizeof(int64_t) + parts * sizeof(bint) + rows * sizeof(int)
+        self.memory = <char*>calloc(size, 1)
         if self.memory == NULL:
             raise MemoryError("a worker's tables")
         self.drawn = <Key*>self.memory
         self.far_keys = self.drawn + 2 * rows
         self.ahead_keys = self.far_keys + rows
         self.handles = <int64_t*>(self.ahead_keys + 2 + parts)
-        self.three = <char*>(self.handles + ahead + 2)
-        self.adds = self.three + 3 * self.row
-        self.q = self.adds + 3 * self.row
-        self.far = self.q + 7 * self.row // 2
-        self.far_adds = self.far + rows * self.row
-        self.relation = self.far_adds + rows * self.row
-        self.copied = <bint*>(self.relation + part * parts + part)
+        self.before = <char*>(self.handles + ahead + 2)
+        self.three = self.before + 3 * self.row
+        self.work = self.three + 3 * self.row
+        self.far = self.work + WORK // 2 * self.row
+        self.far_after = self.far + rows * self.row
+        self.relation = self.far_after + rows * self.row
+        self.copied = <bint*>(self.relation + part * (parts + 1))
+        self.far_sides = <int*>(self.copied + parts)
 
     def __dealloc__(self):
         free(self.memory)
@@ -104,7 +113,7 @@ cdef class Trainer:
     # --- one triple -----------------------------------------------------------------------------------------------------------------
 
     cdef int fetch(self, const Key* keys, int n) noexcept nogil:
-        """Copy up to three rows to `three`; 0 or what went wrong."""
+        """Copy up to three rows to `before` and `three`; 0 or what went wrong."""
         cdef void* rows[3]
         cdef Timestamp under_way[3]
         cdef int i, rc = self.worker.acquire(keys, n, rows)
@@ -112,105 +121,122 @@ cdef class Trainer:
             return rc
         for i in range(n):
             if rows[i] != NULL:
-                memcpy(self.three + i * self.row, rows[i], self.row)
+                memcpy(self.before + i * self.row, rows[i], self.row)
         self.worker.release(0)
-        if rc == n:
-            return 0
-        for i in range(n):
-            under_way[i] = self.worker.pull(keys + i, 1, self.three + i * self.row) if rows[i] == NULL else DONE
-        rc = 0
-        for i in range(n):
-            if rc == 0:
+        if rc < n:
+            for i in range(n):
+                under_way[i] = self.worker.pull(keys + i, 1, self.before + i * self.row) if rows[i] == NULL else DONE
+            for i in range(n):
                 rc = self.worker.wait(under_way[i])
-        return rc
+                if rc < 0:
+                    return rc
+        memcpy(self.three, self.before, n * self.row)
+        return 0
 
-    cdef int update(self, const Key* keys, int n, const char* gradients) noexcept nogil:
-        """One step of AdaGrad for up to three rows, of which `three` has copies."""
+    cdef int give_back(self, const Key* keys, int n) noexcept nogil:
+        """Add what has become of the copies to the parameters; 0 or what went wrong."""
         cdef void* rows[3]
         cdef int i, rc = self.worker.acquire(keys, n, rows)
         cdef uint32_t changed = 0
-        cdef Timestamp ts
         if rc < 0:
             return rc
         for i in range(n):
             if rows[i] != NULL:
-                self.arith.adagrad(rows[i], gradients + i * self.row // 2, self.dim, self.eta,
-                                   self.gamma_relation if i == 2 else self.gamma_entity)
+                self.arith.add_change(rows[i], self.before + i * self.row, self.three + i * self.row, 2 * self.dim)
                 changed |= <uint32_t>1 << i
         self.worker.release(changed)
-        if rc == n:
-            return 0
-        for i in range(n):
-            if rows[i] == NULL:
-                self.arith.adagrad_far(self.three + i * self.row, self.adds + i * self.row, gradients + i * self.row // 2, self.dim,
-                                       self.eta, self.gamma_relation if i == 2 else self.gamma_entity)
-                ts = self.worker.push(keys + i, 1, self.adds + i * self.row)
-                rc = self.pushed(ts)
-                if rc < 0:
-                    return rc
+        if rc < n:
+            for i in range(n):
+                if rows[i] == NULL:
+                    rc = self.push_change(keys + i, 1, self.before + i * self.row, self.three + i * self.row, 2 * self.dim)
+                    if rc < 0:
+                        return rc
         return 0
 
-    cdef inline int pushed(self, Timestamp ts) noexcept nogil:
-        """Wait for a push, where that is asked for."""
+    cdef int push_change(self, const Key* keys, int n, char* from_, const char* to, size_t numbers) noexcept nogil:
+        """Push to - from of n keys of so many numbers together; writes over `from`. Waits, where that is asked for."""
+        cdef Timestamp ts
+        self.arith.less(from_, to, numbers)
+        ts = self.worker.push(keys, n, from_)
         if ts < DONE:
             return <int>ts
         return 0 if self.async_push else self.worker.wait(ts)
 
-    cdef int corrupt(self, const Key* keys, const Key* coming, char* q, char* g, int* far) noexcept nogil:
-        """Train on one side's corrupted triples with entities that are here; add the keys of the others to far_keys."""
+    cdef double train_group(self, void** rows, int n, double truth, int subject) noexcept nogil:
+        """Train on triples with these entities in the place of the subject, or of the object; their loss."""
+        cdef char* s = self.three
+        cdef size_t half = self.row // 2
+        if not self.rescal:
+            return self.arith.complex_(rows, n, truth, subject, s, s + 2 * self.row, s + self.row, self.work, self.dim, &self.step)
+        # work: q, p, their gradients, those of subject and object
+        return self.arith.entities(rows, n, truth, self.work + subject * half, self.work + (2 + subject) * half, self.dim, &self.step)
+
+    cdef int corrupt(self, const Key* keys, const Key* coming) noexcept nogil:
+        """Train on the corrupted triples: first with the entities that are here, then with the others."""
         cdef void* rows[CHUNK]
-        cdef int at = 0, n, i, rc
+        cdef int at = 0, all_ = 2 * self.negatives, far = 0, n, i, m, rc, turn = 0
         cdef uint32_t changed
-        while at < self.negatives:
-            n = min(self.chunk, self.negatives - at)
+        while at < all_:
+            n = 0
+            for i in range(2 * all_):               # as many whole groups as can be held
+                m = self.size_of(turn + i)
+                if n + m > self.chunk or at + n == all_:
+                    break
+                n += m
             if coming != NULL:
                 for i in range(n):
                     prefetch_row(self.worker, coming[at + i], self.row)
             rc = self.worker.acquire(keys + at, n, rows)
             if rc < 0:
                 return rc
-            changed = 0
-            for i in range(n):
-                if rows[i] != NULL:
-                    changed |= <uint32_t>1 << i
-                else:
-                    self.far_keys[far[0]] = keys[at + i]
-                    far[0] += 1
-            self.loss += self.arith.corrupt(rows, n, q, g, self.dim, self.eta, self.gamma_entity)
+            changed, i = 0, 0
+            while i < n:
+                m = self.size_of(turn)
+                self.loss += self.train_group(rows + i, m, 0, 1 - (turn & 1))
+                for i in range(i, i + m):
+                    if rows[i] != NULL:
+                        changed |= <uint32_t>1 << i
+                    else:
+                        self.far_keys[far] = keys[at + i]
+                        self.far_sides[far] = 1 - (turn & 1)
+                        far += 1
+                i += 1
+                turn += 1
             self.worker.release(changed)
             at += n
-        return 0
-
-    cdef int corrupt_far(self, int subjects, int all_, char* q, char* p, char* gq, char* gp) noexcept nogil:
-        """Train on the corrupted triples with entities that are not here; the first so many take the subject's place."""
-        cdef int at = 0, n, rc = self.worker.wait(self.worker.pull(self.far_keys, all_, self.far))
-        cdef bint subject
+        if far == 0:
+            return 0
+        rc = self.worker.wait(self.worker.pull(self.far_keys, far, self.far))
         if rc < 0:
             return rc
-        while at < all_:
-            subject = at < subjects
-            n = min(<int>CHUNK, (subjects if subject else all_) - at)
-            self.loss += self.arith.corrupt_far(self.far + at * self.row, self.far_adds + at * self.row, n, p if subject else q,
-                                                gp if subject else gq, self.dim, self.eta, self.gamma_entity)
-            at += n
-        return self.pushed(self.worker.push(self.far_keys, all_, self.far_adds))
+        memcpy(self.far_after, self.far, far * self.row)
+        for i in range(far):
+            rows[0] = self.far_after + i * self.row
+            self.loss += self.train_group(rows, 1, 0, self.far_sides[i])
+        return self.push_change(self.far_keys, far, self.far, self.far_after, 2 * self.dim * far)
 
-    cdef int rescal_forward(self, Key first, char* q, char* p) noexcept nogil:
+    cdef inline int size_of(self, int turn) noexcept nogil:
+        """How many corrupted triples make up a group; groups 2 k and 2 k + 1 are the same number of both sides."""
+        return min(self.group, self.negatives - turn // 2 * self.group)
+
+    cdef int rescal_forward(self, Key first) noexcept nogil:
         """q and p out of the parts of a relation."""
-        cdef const char* s = self.three
-        cdef const char* o = self.three + self.row
+        cdef char* q = self.work
+        cdef char* p = q + self.row // 2
+        cdef const char* s = self.before
+        cdef const char* o = s + self.row
         cdef size_t part = 2 * self.dim * self.lines * self.item
         cdef void* row
         cdef Key key
-        cdef int i, lines, rc
+        cdef int i, rc
+        memset(q, 0, WORK // 2 * self.row)
         for i in range(self.parts):
             key = self.key(first + i)
-            lines = min(self.lines, <int>self.dim - i * self.lines)
             rc = self.worker.acquire(&key, 1, &row)
             if rc < 0:
                 return rc
             if rc:
-                self.arith.rescal_forward(row, i * self.lines, lines, s, o, q, p, self.dim)
+                self.arith.rescal_forward(row, i * self.lines, self.lines, s, o, q, p, self.dim)
             self.worker.release(0)
             self.copied[i] = rc == 0
             if rc == 0:
@@ -218,90 +244,66 @@ cdef class Trainer:
                 rc = self.worker.wait(self.worker.pull(&key, 1, row))
                 if rc < 0:
                     return rc
-                self.arith.rescal_forward(row, i * self.lines, lines, s, o, q, p, self.dim)
+                self.arith.rescal_forward(row, i * self.lines, self.lines, s, o, q, p, self.dim)
         return 0
 
-    cdef int rescal_backward(self, Key first, const char* gq, const char* gp, char* ds, char* d_o) noexcept nogil:
-        """Update the parts of a relation; add to the gradients of subject and object."""
-        cdef const char* s = self.three
-        cdef const char* o = self.three + self.row
+    cdef int rescal_backward(self, Key first) noexcept nogil:
+        """Update the parts of a relation, and the copies of subject and object."""
+        cdef size_t half = self.row // 2
+        cdef char* gq = self.work + 2 * half
+        cdef char* gp = gq + half
+        cdef char* ds = gp + half
+        cdef char* d_o = ds + half
+        cdef const char* s = self.before
+        cdef const char* o = s + self.row
         cdef size_t part = 2 * self.dim * self.lines * self.item
-        cdef char* add = self.relation + self.parts * part
+        cdef char* after = self.relation + self.parts * part
+        cdef char* before
         cdef void* row
         cdef Key key
-        cdef int i, lines, rc
+        cdef int i, rc
         for i in range(self.parts):
             key = self.key(first + i)
-            lines = min(self.lines, <int>self.dim - i * self.lines)
             rc = self.worker.acquire(&key, 1, &row)
             if rc < 0:
                 return rc
             if rc:
-                self.arith.rescal_backward(row, NULL, i * self.lines, lines, s, o, gq, gp, ds, d_o, self.dim, self.eta,
-                                           self.gamma_relation)
+                self.arith.rescal_backward(row, i * self.lines, self.lines, s, o, gq, gp, ds, d_o, self.dim, &self.step_of_all)
             self.worker.release(rc)
             if rc == 0:
-                row = self.relation + i * part
+                before = self.relation + i * part
                 if not self.copied[i]:          # it was here when the triple began
-                    rc = self.worker.wait(self.worker.pull(&key, 1, row))
+                    rc = self.worker.wait(self.worker.pull(&key, 1, before))
                     if rc < 0:
                         return rc
-                self.arith.rescal_backward(row, add, i * self.lines, lines, s, o, gq, gp, ds, d_o, self.dim, self.eta,
-                                           self.gamma_relation)
-                rc = self.pushed(self.worker.push(&key, 1, add))
+                memcpy(after, before, part)
+                self.arith.rescal_backward(after, i * self.lines, self.lines, s, o, gq, gp, ds, d_o, self.dim, &self.step_of_all)
+                rc = self.push_change(&key, 1, before, after, 2 * self.dim * self.lines)
                 if rc < 0:
                     return rc
+        self.arith.adagrad(self.three, ds, self.dim, self.step.eta, self.step_of_all.gamma_entity)
+        self.arith.adagrad(self.three + self.row, d_o, self.dim, self.step.eta, self.step_of_all.gamma_entity)
         return 0
 
     cdef int train_triple(self, const int32_t* triple, const Key* drawn, const Key* coming) noexcept nogil:
         """Train on a triple (subject, relation, object) and the corrupted ones; 0 or what went wrong. coming: the keys that come next."""
-        cdef size_t half = self.row // 2
-        cdef char* q = self.q
-        cdef char* p = q + half
-        cdef char* gq = p + half
-        cdef char* gp = gq + half
-        cdef char* ds = gp + half
-        cdef char* d_o = ds + half
-        cdef char* dr = d_o + half
-        cdef char* s = self.three
-        cdef char* o = s + self.row
-        cdef char* r = o + self.row
         cdef Key first = self.relation_key + <Key>triple[1] * self.parts
         cdef Key keys[3]
-        cdef int far = 0, subjects, rc, count = 2 if self.rescal else 3
-        cdef double x, f
+        cdef void* object_
+        cdef int rc, count = 2 if self.rescal else 3
         keys[0], keys[1], keys[2] = self.key(triple[0]), self.key(triple[2]), self.key(first)
         rc = self.fetch(keys, count)
+        if rc == 0 and self.rescal:
+            rc = self.rescal_forward(first)
         if rc < 0:
             return rc
-        if self.rescal:
-            memset(q, 0, half)
-            rc = self.rescal_forward(first, q, p)
-            if rc < 0:
-                return rc
-        else:
-            self.arith.complex_forward(s, r, o, q, p, self.dim)
-        x = -self.arith.dot(q, o, self.dim)
-        self.loss += logistic(&x, &f, 1)
-        memset(gq, 0, 4 * half)
-        self.arith.axpy(-f, o, gq, self.dim)
+        object_ = self.three + self.row
+        self.loss += self.train_group(&object_, 1, 1, 0)
         if self.negatives:
-            rc = self.corrupt(drawn, coming, p, gp, &far)
-            subjects = far
-            if rc == 0:
-                rc = self.corrupt(drawn + self.negatives, coming + self.negatives if coming != NULL else NULL, q, gq, &far)
-            if rc == 0 and far:
-                rc = self.corrupt_far(subjects, far, q, p, gq, gp)
-            if rc < 0:
-                return rc
-        if self.rescal:
-            rc = self.rescal_backward(first, gq, gp, ds, d_o)
-            if rc < 0:
-                return rc
-        else:
-            self.arith.complex_backward(s, r, o, gq, gp, ds, dr, d_o, self.dim)
-        self.arith.axpy(-f, q, d_o, self.dim)
-        return self.update(keys, count, ds)
+            rc = self.corrupt(drawn, coming)
+        if rc == 0 and self.rescal:
+            rc = self.rescal_backward(first)
+        return self.give_back(keys, count) if rc == 0 else rc
 
     # --- an epoch ---------------------------------------------------------------------------------------------------------------------
 
@@ -379,12 +381,3 @@ cdef class Trainer:
         self.budget -= self.trained
         return rc
 
-
-def losses(double[::1] x):
-    """Return log(1 + exp(x)) and its derivative of up to 16 numbers, as the training computes them: for tests."""
-    import numpy as np
-    cdef double[::1] loss = np.empty(len(x)), derivative = np.empty(len(x))
-    cdef Py_ssize_t i
-    for i in range(len(x)):
-        loss[i] = logistic(&x[i], &derivative[i], 1)
-    return np.asarray(loss), np.asarray(derivative)
