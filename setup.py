@@ -78,9 +78,10 @@ class Build(build_ext):
                              include_path=["."], quiet=True)
         except CompileError:
             sys.exit("setup.py: Cython found errors, see above")
-        sources = {extension.name: extension.sources for extension in done}
+        cythonized = {extension.name: extension for extension in done}
         for extension in self.extensions:
-            extension.sources = sources[extension.name]
+            extension.sources = cythonized[extension.name].sources
+            extension.extra_compile_args = cythonized[extension.name].extra_compile_args     # with those of its own
             extension.depends = [str(recipe)]
             extension.include_dirs = [numpy.get_include()]
         super().build_extensions()

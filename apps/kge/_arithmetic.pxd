@@ -17,6 +17,7 @@ cdef extern from *:
     """
     #include <math.h>
     #include <stddef.h>
+    #include <string.h>
 
     enum { KGE_CHUNK = 16 };
 
@@ -42,6 +43,7 @@ cdef extern from *:
     } kge_arithmetic_t;
 
     #define KGE_PLAIN
+    #define KGE_APART __attribute__((noinline))     /* inlined, what does not overlap would be forgotten */
     #define KGE_ARITHMETIC(name, type, width, root, target)                                                            \\
         typedef type kge_##name##_vec __attribute__((vector_size(width * sizeof(type)), aligned(sizeof(type)), may_alias));\\
         target static inline type kge_##name##_product(const type *a, const type *b, size_t n) {                       \\
@@ -88,7 +90,7 @@ cdef extern from *:
                 e[i] -= eta * x / root(sum);                                                                           \\
             }                                                                                                          \\
         }                                                                                                              \\
-        target static inline void kge_##name##_entity(type *restrict e, type *restrict sums, const type *restrict q, type *restrict g,\\
+        target KGE_APART static void kge_##name##_entity(type *restrict e, type *restrict sums, const type *restrict q, type *restrict g,\\
                                                       size_t n, type f, type eta, type gamma) {                        \\
             for (size_t i = 0; i < n; i++) {                                                                           \\
                 type x = f * q[i] + gamma * e[i], sum = sums[i] + x * x;                                               \\
@@ -113,44 +115,44 @@ cdef extern from *:
                                                  (type)step->eta, (type)step->gamma_entity);                           \\
             return loss + log(factors);                                                                                \\
         }                                                                                                              \\
-        /* the row of the entity that stays and that of the relation: s and r under q = s r, o and r under p = conj(r) o */\\
-        target static inline void kge_##name##_backward(type *restrict a, type *restrict r, const type *restrict g, size_t n, int subject,\\
-                                                        type eta, type gamma, type gamma_r) {                          \\
-            size_t h = n / 2;                                                                                          \\
-            const type turn = subject ? (type)-1 : (type)1;                                                            \\
+        /* the numbers and sums of the entity that stays and of the relation, halves apart; turn: 1 under q = s r, -1 under p = conj(r) o */\\
+        target KGE_APART static void kge_##name##_backward(type *restrict ar, type *restrict ai, type *restrict ar2, type *restrict ai2,\\
+                                                 type *restrict rr, type *restrict ri, type *restrict rr2, type *restrict ri2,\\
+                                                 const type *restrict gr, const type *restrict gi, size_t h, type turn, type eta,\\
+                                                 type gamma, type gamma_r) {                                           \\
             for (size_t i = 0; i < h; i++) {                                                                           \\
-                type ar = a[i], ai = a[h + i], rr = r[i], ri = r[h + i], gr = g[i], gi = g[h + i], sum;                \\
-                type x = rr * gr + turn * (ri * gi) + gamma * ar, y = rr * gi - turn * (ri * gr) + gamma * ai;         \\
-                type u = ar * gr + ai * gi + gamma_r * rr, v = turn * (ar * gi - ai * gr) + gamma_r * ri;              \\
-                sum = a[n + i] + x * x;                                                                                \\
-                a[n + i] = sum;                                                                                        \\
-                a[i] = ar - eta * x / root(sum);                                                                       \\
-                sum = a[n + h + i] + y * y;                                                                            \\
-                a[n + h + i] = sum;                                                                                    \\
-                a[h + i] = ai - eta * y / root(sum);                                                                   \\
-                sum = r[n + i] + u * u;                                                                                \\
-                r[n + i] = sum;                                                                                        \\
-                r[i] = rr - eta * u / root(sum);                                                                       \\
-                sum = r[n + h + i] + v * v;                                                                            \\
-                r[n + h + i] = sum;                                                                                    \\
-                r[h + i] = ri - eta * v / root(sum);                                                                   \\
+                type x = rr[i] * gr[i] + turn * (ri[i] * gi[i]) + gamma * ar[i], x2 = ar2[i] + x * x;                  \\
+                type y = rr[i] * gi[i] - turn * (ri[i] * gr[i]) + gamma * ai[i], y2 = ai2[i] + y * y;                  \\
+                type u = ar[i] * gr[i] + ai[i] * gi[i] + gamma_r * rr[i], u2 = rr2[i] + u * u;                         \\
+                type v = turn * (ar[i] * gi[i] - ai[i] * gr[i]) + gamma_r * ri[i], v2 = ri2[i] + v * v;                \\
+                ar2[i] = x2;                                                                                           \\
+                ai2[i] = y2;                                                                                           \\
+                rr2[i] = u2;                                                                                           \\
+                ri2[i] = v2;                                                                                           \\
+                ar[i] -= eta * x / root(x2);                                                                           \\
+                ai[i] -= eta * y / root(y2);                                                                           \\
+                rr[i] -= eta * u / root(u2);                                                                           \\
+                ri[i] -= eta * v / root(v2);                                                                           \\
+            }                                                                                                          \\
+        }                                                                                                              \\
+        target KGE_APART static void kge_##name##_forward(const type *restrict ar, const type *restrict ai, const type *restrict rr,\\
+                                                const type *restrict ri, type *restrict qr, type *restrict qi, size_t h, type turn) {\\
+            for (size_t i = 0; i < h; i++) {                                                                           \\
+                qr[i] = ar[i] * rr[i] - turn * (ai[i] * ri[i]);                                                        \\
+                qi[i] = ai[i] * rr[i] + turn * (ar[i] * ri[i]);                                                        \\
             }                                                                                                          \\
         }                                                                                                              \\
         target static double kge_##name##_complex(void *const *rows, int m, double truth, int subject, void *s, void *r_, void *o,\\
                                                   void *work, size_t n, const kge_step_t *step) {                      \\
-            const type *restrict a = (const type *)(subject ? o : s), *restrict r = (const type *)r_;                  \\
-            type *restrict q = (type *)work, *restrict g = q + n, turn = subject ? (type)-1 : (type)1;                 \\
+            type *a = (type *)(subject ? o : s), *r = (type *)r_, *q = (type *)work, *g = q + n, turn = subject ? (type)-1 : (type)1;\\
             size_t h = n / 2;                                                                                          \\
             int found = 0;                                                                                             \\
             double loss;                                                                                               \\
-            for (size_t i = 0; i < h; i++) {                                                                           \\
-                q[i] = a[i] * r[i] - turn * (a[h + i] * r[h + i]);                                                     \\
-                q[h + i] = a[h + i] * r[i] + turn * (a[i] * r[h + i]);                                                 \\
-                g[i] = g[h + i] = 0;                                                                                   \\
-            }                                                                                                          \\
+            kge_##name##_forward(a, a + h, r, r + h, q, q + h, h, turn);                                               \\
+            memset(g, 0, n * sizeof(type));                                                                            \\
             loss = kge_##name##_entities(rows, m, truth, q, g, n, step);                                               \\
             for (int i = 0; i < m; i++) found += rows[i] != NULL;                                                      \\
-            if (found) kge_##name##_backward((type *)(subject ? o : s), (type *)r_, g, n, subject, (type)step->eta,    \\
+            if (found) kge_##name##_backward(a, a + h, a + n, a + n + h, r, r + h, r + n, r + n + h, g, g + h, h, turn, (type)step->eta,\\
                                              (type)(found * step->gamma_entity), (type)(found * step->gamma_relation));\\
             return loss;                                                                                               \\
         }                                                                                                              \\
@@ -162,7 +164,7 @@ cdef extern from *:
                 kge_##name##_axpy((double)s[i], line, q_, n);                                                          \\
             }                                                                                                          \\
         }                                                                                                              \\
-        target static inline void kge_##name##_line(type *restrict m, type *restrict sums, const type *restrict gq,    \\
+        target KGE_APART static void kge_##name##_line(type *restrict m, type *restrict sums, const type *restrict gq,    \\
                                                     const type *restrict o, type *restrict d_o, size_t n, type s, type gp, type eta,\\
                                                     type gamma) {                                                      \\
             for (size_t i = 0; i < n; i++) {                                                                           \\
