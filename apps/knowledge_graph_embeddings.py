@@ -86,7 +86,7 @@ def parse(argv):
     add_shared_memory(parser)
     add("--init_parameters", type=boolean, default=True, metavar="BOOL", help="random start; off: zeros, which learn nothing")
     add("--init_model", default="", metavar="FOLDER", help="checkpoint to go on from (a folder epoch-<n>)")
-    add("--init_scale", type=positive, default=0.01, metavar="X", help="random start in (-X, X)")
+    add("--init_scale", type=positive, default=0.07, metavar="X", help="random start in (-X, X)")
     add("--enforce_random_keys", type=boolean, default=False, metavar="BOOL", help="random key assignment: the fair classic baseline")
     add_replicate(parser)
     add("--eval_truncate_tr", type=non_negative_int, default=2048, metavar="N",

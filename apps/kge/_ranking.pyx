@@ -92,7 +92,7 @@ ctypedef fused number:
 
 def panels_for(Py_ssize_t entities, Py_ssize_t dim, dtype):
     """Return room for so many vectors, zeros: [panels, dim, entities of a panel]."""
-    return np.zeros((-(-entities // LANES), dim, LANES), dtype=dtype)
+    return np.zeros(((entities + LANES - 1) // LANES, dim, LANES), dtype=dtype)
 
 
 def pack(number[:, :, ::1] panels, const number[:, :] vectors, Py_ssize_t first):
@@ -114,11 +114,11 @@ def count_ranks(const number[:, :, ::1] panels, Py_ssize_t entities, const numbe
     [queries, 4]: higher, same, and both filtered. Scores that are no numbers count as higher. Releases the GIL.
     """
     cdef const ranking_t* how = ranking(number is double, instructions)
-    cdef Py_ssize_t count = queries.shape[0], n = queries.shape[1], tiles = -(-panels.shape[0] // TILE), t, b, i, first, size, width
+    cdef Py_ssize_t count = queries.shape[0], n = queries.shape[1], tiles = (panels.shape[0] + TILE - 1) // TILE, t, b, i, first, size, width
     cdef int64_t[:, ::1] out = np.zeros((count, 4), dtype=np.int64)
     cdef int64_t[::1] at = np.array(begins, dtype=np.int64)
     cdef number[:, ::1] scores = np.empty((BLOCK, TILE * LANES), dtype=np.asarray(panels).dtype)
-    cdef number[:, ::1] block = np.zeros((-(-count // BLOCK) * BLOCK, n), dtype=np.asarray(panels).dtype)
+    cdef number[:, ::1] block = np.zeros(((count + BLOCK - 1) // BLOCK * BLOCK, n), dtype=np.asarray(panels).dtype)
     cdef number[::1] limits = np.empty(count, dtype=np.asarray(panels).dtype)
     cdef number[:, ::1] same = np.zeros((BLOCK, n), dtype=np.asarray(panels).dtype)
     cdef int64_t end, lane
