@@ -338,6 +338,19 @@ cdef class Trainer:
                 prefetch_slot(self.worker, keys[i])
         return rc
 
+    def skip_draws(self, int64_t triples):
+        """Draw what so many triples need, for nothing; 0 or the code of what went wrong."""
+        cdef int64_t handle = 0
+        cdef int rc = 0
+        with nogil:
+            while triples > 0 and self.negatives > 0 and rc == 0:
+                handle = self.worker.prepare_sample(2 * self.negatives)
+                rc = <int>handle if handle < 0 else self.worker.draw_sample(handle, self.drawn, 2 * self.negatives)
+                if rc == 0:
+                    self.worker.finish_sample(handle)
+                triples -= 1
+        return rc
+
     def train(self, const int32_t[:, ::1] triples):
         """Train on these triples in this order, or as many as the epoch has room for; 0, or the code of what went wrong."""
         cdef Py_ssize_t n = min(<int64_t>len(triples), self.budget), i, coming = 0

@@ -98,7 +98,11 @@ class _Worker:
                 if args.init_parameters:        # of the block, whoever's it is
                     values[:] = np.random.default_rng([args.model_seed, kind, begin]).uniform(-args.init_scale, args.init_scale, shape)
             self.layout.set(self.kv, kind, begin, end, values, sums)
-        if args.localize_relations_initial and self.triples is not None:
+        if checkpoint is not None and args.neg_ratio and args.sampling_scheme == "naive":
+            # go on with the draws that would have come next
+            each = len(self.triples) if args.max_N < 0 else min(args.max_N, len(self.triples))
+            self.check(self.trainer.skip_draws(checkpoint.epoch * each))
+        if args.localize_relations_initial:
             for relation in np.unique(self.triples[:, 1]).tolist():
                 self.kv.localize(self.layout.keys_of_block(1, relation, relation + 1))
 
