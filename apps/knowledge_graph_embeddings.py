@@ -41,6 +41,7 @@ from lapse.options import (
 from lapse.program import run_program, run_workers
 
 NAME = "knowledge_graph_embeddings"
+LARGEST_PART = 16384            # numbers of a relation in one parameter, while they can be split
 log = logging.getLogger(NAME)
 
 
@@ -97,7 +98,8 @@ def parse(argv):
     add("--seed", type=non_negative_int, default=1, metavar="N", help="seed of the order of triples and of the negatives")
     add("--max_N", type=whole_or_minus_one, default=-1, metavar="N", help="at most N points per worker (-1: all)")
     add("--max_runtime", type=seconds, default=None, metavar="SECONDS", help="seconds after which training stops")
-    add("--relation_parts", type=positive_int, default=1, metavar="N", help="RESCAL: parameters of a relation, at least")
+    add("--relation_parts", type=non_negative_int, default=0, metavar="N",
+        help="RESCAL: parameters of a relation, at least; 0: as few as can be worked on in some microseconds each")
     add("--group", type=positive_int, default=1, metavar="N", help="ComplEx: corrupted triples of one side that are one step")
     add("--dtype", choices=("float32", "float64"), default="float32", help="number type of the embeddings")
     add("--report", default="", metavar="FILE", help="file for the numbers of each epoch, one JSON object per line")
@@ -151,8 +153,10 @@ def make_evaluation(args, layout, train):
 
 
 def make_layout(args):
-    rescal = args.algorithm == "RESCAL"
-    parts = next(n for n in range(min(args.relation_parts, args.embed_dim), args.embed_dim + 1) if args.embed_dim % n == 0) if rescal else 1
+    rescal, parts = args.algorithm == "RESCAL", 1
+    if rescal:
+        least = args.relation_parts or -(-args.embed_dim**2 // LARGEST_PART)
+        parts = next((n for n in range(min(least, args.embed_dim), args.embed_dim) if args.embed_dim % n == 0), args.embed_dim)
     layout = Layout(args.num_entities, args.num_relations, args.embed_dim, rescal, parts)
     if not args.enforce_random_keys:
         return layout

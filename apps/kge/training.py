@@ -184,7 +184,8 @@ def run_worker(kv, server, me, args, layout, workers, triples, evaluation, check
         if me == 0:
             if epoch > began or splits:
                 report(result)
-            if epoch > began and ((args.write_embeddings and epoch % args.write_every == 0) or (last and args.write_end_checkpoint)):
+            due = epoch > began and args.write_embeddings and epoch % args.write_every == 0
+            if due or (last and args.write_end_checkpoint):
                 write(kv, epoch)
         kv.barrier()            # nobody trains while the model is written
         if stop:
