@@ -51,9 +51,10 @@ cdef class Worker:
     # call of this Worker returns ERR_HELD. Bit i of `changed` counts a push of keys[i].
     cdef int acquire(self, const Key* keys, int n, void** rows) noexcept nogil
     cdef int release(self, uint32_t changed) noexcept nogil
-    # Sampling, see docs/api.md. prepare_sample: a handle >= 0 for n draws, or an ERR_ code; does not block. draw_sample: the next n draws of a
-    # handle, their keys only, in `keys`: 0, or an ERR_ code and nothing drawn; the pool scheme blocks while the pool is empty. pull_sample:
-    # draw_sample and a pull of the keys that were drawn. finish_sample: the rest of it is given up; 0, also when it has been used up, or ERR_SAMPLE.
+    # Sampling, see docs/api.md. prepare_sample: a handle >= 0 for n draws, or an ERR_ code; does not block. draw_sample: the next n
+    # draws of a handle, their keys only: 0, or an ERR_ code and nothing drawn; the pool scheme blocks while the pool is empty.
+    # pull_sample: draw_sample, and a pull of what was drawn. finish_sample: the rest is given up; 0, also when it was used up, or
+    # ERR_SAMPLE.
     cdef int64_t prepare_sample(self, int64_t n) noexcept nogil
     cdef int draw_sample(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil
     cdef Timestamp pull_sample(self, int64_t handle, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
@@ -70,7 +71,8 @@ cdef class Worker:
     cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
     cdef bint pause_for(self, Timestamp ts) noexcept nogil
     cdef bint interrupted(self) noexcept nogil
-    # 1 when vals has been filled with the values of keys that were drawn and are here, keys that have left being drawn anew; else 0 or an ERR_ code.
+    # 1 when vals has been filled with the values of keys that were drawn and are here (keys that have left are drawn anew); else 0, or
+    # an ERR_ code.
     cdef int pull_drawn(self, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef void localize_ahead(self, const Key* keys, Py_ssize_t n) noexcept nogil
     cdef int await_pool(self) noexcept nogil
