@@ -96,7 +96,7 @@ def script(peer, arguments, timeout=None):
     environment, name = PEERS[peer]
     python = install(environment)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS_", "PYTHON"))}
-    variables |= dict.fromkeys(THREADS, "1")
+    variables |= {**dict.fromkeys(THREADS, "1"), "PYTHONWARNINGS": "ignore"}
     return finish([python, SCRIPTS / name, *arguments], variables, timeout, f"the peer {peer}")
 
 
