@@ -1,7 +1,7 @@
 """Train torchbiggraph's ComplEx on a folder's train.del and write its vectors as entities.npy and relations.npy, in the layout of ranks.py.
 
-One operator a relation, on the object's side; softmax loss; negatives are shared by a chunk of 50 edges: the others' ends and uniform ones. cpu and
-wall leave out the start of the process that trains.
+One operator a relation, on the object's side; softmax loss; negatives are shared by a chunk of edges: the ends of the others, and uniform
+ones. cpu and wall leave out the start of the process that trains.
 """
 import json
 import tempfile
