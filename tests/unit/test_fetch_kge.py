@@ -92,6 +92,14 @@ def test_split():
     assert any(one > two for one, two in pairwise(train[:, 0])), "train is shuffled"
 
 
+def test_split_of_single_triples():
+    triples = graph()
+    train, valid, test = fetch_kge.split(triples, 300, seed=1, together=False)
+    assert sorted(map(tuple, np.concatenate([train, valid, test]).tolist())) == sorted(map(tuple, triples.tolist()))
+    assert (len(valid), len(test)) == (300, 300)
+    assert len(pairs(train) & pairs(test)) > 50
+
+
 def test_split_leaves_each_entity_in_train():
     """In a tree a leaf's only triple cannot be held out, nor a relation's only one: what is left is one triple, fewer than wanted."""
     triples = np.array([(0, 0, 1), (0, 0, 2), (1, 0, 3), (1, 1, 4), (4, 0, 5)])
@@ -110,8 +118,8 @@ def test_files(tmp_path):
 def test_changed_package(tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "python_package", lambda requirement, names: dict.fromkeys(names, b"a\tr\tb\n"))
     with pytest.raises(FetchError, match=r"pykeen/datasets/umls/train\.txt in pykeen==1\.11\.1 is not the file that it was"):
-        fetch_kge.fill("umls", 0, tmp_path)
+        fetch_kge.fill("umls", 0, 1, tmp_path)
     monkeypatch.setattr(fetching, "check", lambda data, sha256, what: data)
     with pytest.raises(FetchError, match="umls has 2 entities, 1 relations and 3 triples, not 135, 46 and 6529 as it had"):
-        fetch_kge.fill("umls", 0, tmp_path)
+        fetch_kge.fill("umls", 0, 1, tmp_path)
     assert not list(tmp_path.iterdir())

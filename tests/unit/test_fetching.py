@@ -175,6 +175,7 @@ def test_no_package(wheels, tmp_path, command):
 
 @pytest.mark.parametrize(("command", "message"), [
     (["fetch_kge.py", "freebase"], "invalid choice: 'freebase'"), (["fetch_kge.py", "umls", "--whole", "1"], "--whole is for wordnet"),
+    (["fetch_kge.py", "umls", "--together", "0"], "--together is for a graph without a split of its own"),
     (["fetch_text.py", "--words", "0"], "--words"), (["fetch_text.py", "--words", "many"], "--words")], ids=str)
 def test_wrong_option(tmp_path, command, message):
     done = subprocess.run([sys.executable, ROOT / "apps/data" / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True,
