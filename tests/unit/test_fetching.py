@@ -64,7 +64,7 @@ def test_npm_package(tmp_path):
     (folder / "b.txt").write_text("two\n")
     assert fetching.npm_package(str(folder), {"a.txt"}.__contains__) == {"a.txt": b"one\n"}
     assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "b.txt", "package.json"]
-    with pytest.raises(FetchError, match="^npm pack .*/nothing: npm error code ENOENT"):
+    with pytest.raises(FetchError, match=r"^npm pack .*/nothing: npm error code ENOENT"):
         fetching.npm_package(str(tmp_path / "nothing"), bool)
 
 
