@@ -63,10 +63,10 @@ def start(nodes, threads, epochs, *options, data=DATA):
     return process, Path(report.name)
 
 
-def finish(started):
+def finish(started, timeout=600):
     """Return the epochs (dicts; from 1 on with losses the start comes first) and the nodes' peak memory in MiB."""
     process, report = started
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=timeout)
     epochs = [json.loads(line) for line in report.read_text().splitlines()]
     report.unlink()
     if process.returncode:
