@@ -6,7 +6,7 @@ in an unnamed file that is mapped; its pages, and those of the text and the cach
 """
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import sys
 import tempfile
@@ -72,11 +72,9 @@ class Memory(threading.Thread):
         found, left = [], [pid]
         while left:
             found.append(left.pop())
-            try:
-                for task in os.listdir(f"/proc/{found[-1]}/task"):
-                    left += map(int, Path(f"/proc/{found[-1]}/task/{task}/children").read_text().split())
-            except OSError:
-                pass
+            with contextlib.suppress(OSError):      # it has ended
+                for task in Path(f"/proc/{found[-1]}/task").iterdir():
+                    left += map(int, (task / "children").read_text().split())
         return found
 
 

@@ -22,13 +22,13 @@ __all__ = ["FOLDER", "SETTINGS"]
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build/data/movielens-100k"
 VALIDATION_SEED = 200
-GRID = {"--lambda": (6, 9, 12, 15, 20), "--eps": (0.0025, 0.005, 0.01), "--init_scale": (0.03, 0.1, 0.3)}
+GRID = {"--lambda": (6, 9, 12, 15, 20), "--eps": (0.0025, 0.005, 0.01), "--init_scale": (0.01, 0.03, 0.1, 0.3)}
 MOST_EPOCHS = 60
 
 # by rank
 SETTINGS = {
-    10: {"--lambda": 12, "--eps": 0.005, "--init_scale": 0.3, "--epochs": 30},
-    100: {"--lambda": 12, "--eps": 0.005, "--init_scale": 0.1, "--epochs": 30},
+    10: {"--lambda": 9, "--eps": 0.005, "--init_scale": 0.01, "--epochs": 26},
+    100: {"--lambda": 9, "--eps": 0.0025, "--init_scale": 0.01, "--epochs": 34},
 }
 
 
