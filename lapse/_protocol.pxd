@@ -131,9 +131,11 @@ cdef class Protocol:
         worker_t* server
         answer_t* answers       # owned
         int answers_used, answers_room
-        Key watch_begin         # keys [watch_begin, watch_end) whose arrivals are counted; set before anything arrives
+        Key watch_begin         # keys [watch_begin, watch_end) whose arrivals are noted; set before anything arrives
         Key watch_end
-        int64_t arrivals        # atomic
+        int64_t* arrived        # owned, its entries atomic: arrival i is at i & arrived_mask, until another one takes the place
+        int64_t arrived_mask
+        int64_t arrivals        # atomic; how many there have been
         int32_t moving          # atomic; 1: a key has been localized, so some may be COMING
         int64_t now             # when the message in hand arrived (TRANSFER)
         Key late_keys[64]       # FAULT_LATE_DIRECTORY
@@ -153,6 +155,9 @@ cdef class Protocol:
     # A message has arrived (magic, version, job, src and seq have been checked): FINE or a Violation. Server thread only.
     # `data` may be written to.
     cdef int handle(self, char* data, size_t size, Rank src) noexcept nogil
+
+    # Note arrivals of these keys from now on, the last `room` (a power of two) of them. 0, or ERR_MEMORY.
+    cdef int watch(self, Key begin, Key end, int64_t room) noexcept nogil
 
     # The key has an unanswered operation of this worker that went by a cached route.
     cdef bint is_pinned(self, worker_t* w, Key key) noexcept nogil

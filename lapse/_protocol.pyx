@@ -182,6 +182,7 @@ cdef class Protocol:
                     transfer_free(<transfer_t*>transfer_of(slot_word(self.store, key)))
         if self.store != NULL:
             store_free(self.store)
+        free(self.arrived)
         directory_free(self.directory)
         trace_free(self.trace_)
         if self.workers != NULL:
@@ -203,6 +204,16 @@ cdef class Protocol:
             w = worker_new(index, credit_ops, self.num_nodes)
             store_u64(<uint64_t*>&self.workers[index], <uint64_t><uintptr_t>w)
         return self.workers[index]
+
+    cdef int watch(self, Key begin, Key end, int64_t room) noexcept nogil:
+        free(self.arrived)
+        self.arrived_mask = room - 1
+        self.arrived = <int64_t*>calloc(room, sizeof(int64_t))
+        if self.arrived == NULL:
+            return ERR_MEMORY
+        self.watch_begin = begin
+        self.watch_end = end
+        return 0
 
     # --- issuing ------------------------------------------------------------------------------------------------------------
 
@@ -1063,7 +1074,8 @@ cdef class Protocol:
         rc = self.apply_queue(t, key, row_of(self.store, key, &now_here))
         unlatch(self.store, key, now_here)
         if self.watch_begin <= key < self.watch_end:
-            add_i64(&self.arrivals, 1)          # after the key can be seen: who read the count before looking misses nothing
+            store_i64(self.arrived + (self.arrivals & self.arrived_mask), key)
+            store_i64(&self.arrivals, self.arrivals + 1)        # after the key can be seen: see _here.pxd
         transfer_free(t)
         return rc
 
