@@ -6,59 +6,38 @@ keeps; the columns' parameters relocate. dsgd: rounds in which every worker has 
 
     python tracker/dmlc_local.py -s 2 build/apps/matrix_factorization --dataset apps/data/mf/ -r 2 --num_rows 6 --num_cols 4 --epochs 10
 """
-import argparse
-import contextlib
-import json
 import logging
-import math
-import resource
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 import lapse
-from apps.mf.data import InputError, open_cells, read_size
+from apps.common.exchange import Exchange
+from apps.common.files import InputError, check_folder
+from apps.common.program import Report, peak_memory, run_application
+from apps.mf.data import open_cells, read_size
 from apps.mf.layout import Layout, Share, load
-from apps.mf.output import check_folder, read_factors, write_factors
-from apps.mf.training import ALGORITHMS, Diverged, Exchange, run_worker
+from apps.mf.output import read_factors, write_factors
+from apps.mf.training import ALGORITHMS, SUMS, run_worker
 from lapse.config import Config
 from lapse.options import (
     add_replicate,
     add_shared_memory,
     boolean,
+    non_negative,
     non_negative_int,
+    positive,
     positive_int,
     program_parser,
+    seconds,
     system_settings,
 )
 from lapse.program import run_program, run_workers
 
 NAME = "matrix_factorization"
 log = logging.getLogger(NAME)
-
-
-def positive(text):
-    """Return the number > 0 that `text` spells."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0, or not a finite number")
-    return value
-
-
-def non_negative(text):
-    """Return the number >= 0 that `text` spells."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
-
-
-def seconds(text):
-    """Return the number of seconds that `text` spells; none: None."""
-    return None if text.lower() == "none" else positive(text)
 
 
 def parse(argv):
@@ -127,28 +106,6 @@ def check_size(args, train, test):
     return size
 
 
-def reporter(args):
-    """Return what the first worker of the job calls after each epoch."""
-    if args.report:
-        Path(args.report).write_text("")
-
-    def report(result):
-        if args.report:
-            with Path(args.report).open("a") as file:
-                file.write(json.dumps({name: None if isinstance(value, float) and math.isnan(value) else value
-                                       for name, value in asdict(result).items()}) + "\n")
-        sys.stdout.write(result.line() + "\n")
-        sys.stdout.flush()
-    return report
-
-
-def peak_memory():
-    """Return the most bytes that this process has had in memory."""
-    with contextlib.suppress(OSError, StopIteration):
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss      # bytes on macOS, which has no /proc
-
-
 # --- the program ----------------------------------------------------------------------------------------------------------------------
 
 def run_node(args, train_cells, test_cells, layout, factors, config):
@@ -170,7 +127,7 @@ def run_node(args, train_cells, test_cells, layout, factors, config):
         places = None
         if args.enforce_random_keys:
             places = np.random.default_rng([args.model_seed, 1]).permutation(layout.keys).astype(np.int64)
-        report = reporter(args) if rank == 0 else None
+        report = Report(args.report) if rank == 0 else None
 
         def work(worker):
             kv = lapse.Worker(worker, server)
@@ -192,38 +149,31 @@ def run_node(args, train_cells, test_cells, layout, factors, config):
     return 0
 
 
-def main(argv=None):
-    args = parse(argv)
+def prepare(args):
+    """Check and open what there is to read; return the arguments of run_node, or None in the scheduler."""
     folder = Path(args.dataset)
     train, test = (folder, folder.parent / "test.mmc") if folder.is_file() else (folder / "train.mmc", folder / "test.mmc")
-    joined = False
-    try:
-        size = check_size(args, train, test)
-        config = Config.make(1, args.num_threads)
-        layout = Layout(size.rows, size.cols, config.num_nodes * args.num_threads)
-        num_keys = layout.keys + 2 * layout.workers * Exchange.keys_each(args.rank)
-        lapse.setup(num_keys, args.num_threads, **system_settings(args))
-        if lapse.is_scheduler():
-            lapse.scheduler(num_keys, args.num_threads)
-            return 0
-        if args.output:
-            check_folder(args.output)
-        factors = read_factors(train.parent, layout, args.rank) if args.init_parameters == 1 else None
-        began = time.monotonic()
-        train_cells = open_cells(train)
-        test_cells = open_cells(test) if args.compute_loss else None
-        log.info("%s: %d x %d, %d cells (%.2f s)", train, size.rows, size.cols, size.cells, time.monotonic() - began)
-        joined = True
-        return run_node(args, train_cells, test_cells, layout, factors, config)
-    except (InputError, Diverged) as error:
-        sentence = str(error)
-    except MemoryError as error:
-        sentence = f"out of memory: {error}"
-    except OSError as error:
-        sentence = f"{error.filename or args.output or args.dataset}: {error.strerror}"
-    sys.stdout.flush()
-    sys.stderr.write(f"{NAME}: {sentence}\n")
-    return 1 if joined else 2
+    size = check_size(args, train, test)
+    config = Config.make(1, args.num_threads)
+    layout = Layout(size.rows, size.cols, config.num_nodes * args.num_threads)
+    num_keys = layout.keys + Exchange.num_keys(layout.workers, args.rank, SUMS)
+    lapse.setup(num_keys, args.num_threads, **system_settings(args))
+    if lapse.is_scheduler():
+        lapse.scheduler(num_keys, args.num_threads)
+        return None
+    if args.output:
+        check_folder("--output", args.output)
+    factors = read_factors(train.parent, layout, args.rank) if args.init_parameters == 1 else None
+    began = time.monotonic()
+    train_cells = open_cells(train)
+    test_cells = open_cells(test) if args.compute_loss else None
+    log.info("%s: %d x %d, %d cells (%.2f s)", train, size.rows, size.cols, size.cells, time.monotonic() - began)
+    return args, train_cells, test_cells, layout, factors, config
+
+
+def main(argv=None):
+    args = parse(argv)
+    return run_application(NAME, lambda: prepare(args), run_node)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._draws cimport distribution_t, rng_t
 from lapse._here cimport here_t, recent_t, seen_t
+from lapse._node_state cimport NodeState
 from lapse._operations cimport worker_t
 from lapse._pool cimport pool_t
-from lapse._protocol cimport Protocol
 from lapse._store cimport store_t
 from lapse._sync cimport pthread_mutex_t
 from lapse._types cimport Key
@@ -45,7 +45,7 @@ cdef class Sampling:
         readonly int64_t reuse
         readonly int64_t batch_size
         readonly object seed
-        Protocol protocol
+        NodeState protocol
         distribution_t d        # owned
         double total            # total_weight
         object function         # FUNCTION: the callable

@@ -68,7 +68,7 @@ cdef class Sampling:
     distribution: "uniform", "log-uniform", a float64 array of high - low weights, or a callable. seed: in [0, 2**64), or None.
     """
 
-    def __cinit__(self, Protocol protocol not None, scheme, bint with_replacement, distribution, Key low, Key high, *, seed=None,
+    def __cinit__(self, NodeState protocol not None, scheme, bint with_replacement, distribution, Key low, Key high, *, seed=None,
                   int64_t group_size=250, int64_t reuse=1, bint postpone=False, int64_t batch_size=10000):
         cdef cnp.ndarray weights
         cdef const double* w = NULL

@@ -5,10 +5,11 @@ as they stay unambiguous, and `--opt value`, `--opt=value`, `-r 2` and `-r2` say
 on stderr and exit code 2, `--help` with 0. Nothing here imports the core.
 """
 import argparse
+import math
 import re
 
-__all__ = ["add_dtype", "add_replicate", "add_shared_memory", "boolean", "non_negative_int", "positive_int", "program_parser",
-           "sampling_settings", "system_settings"]
+__all__ = ["add_dtype", "add_replicate", "add_shared_memory", "boolean", "non_negative", "non_negative_int", "positive", "positive_int",
+           "program_parser", "sampling_settings", "seconds", "system_settings"]
 
 TRANSPORTS = ("auto", "ipc", "tcp")
 SAMPLING_SCHEMES = ("naive", "preloc", "pool", "local")
@@ -50,6 +51,27 @@ def positive_int(text):
 def non_negative_int(text):
     """Return the whole number >= 0 that `text` spells."""
     return _integer(text, 0)
+
+
+def positive(text):
+    """Return the number > 0 that `text` spells."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0, or not a finite number")
+    return value
+
+
+def non_negative(text):
+    """Return the number >= 0 that `text` spells."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text)
+
+
+def seconds(text):
+    """Return the number of seconds that `text` spells; none: None."""
+    return None if text.lower() == "none" else positive(text)
 
 
 def _trace_keys(text):

@@ -227,7 +227,7 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(jobs, data):
     assert result.code == 2 and "no room for its cells" in result.text and "Traceback" not in result.text
     assert sorted(path.name for path in (data / "ratings").iterdir()) == ["test.mmc", "train.mmc"]
     result = jobs.run(sys.executable, "-c", LIMITED, 400_000, *command, "--output", data / "out")       # W.npy is larger
-    assert result.code == 1 and "out: File too large" in result.text and "Traceback" not in result.text, result.text
+    assert result.code == 1 and "out/W.npy: File too large" in result.text and "Traceback" not in result.text, result.text
     assert not list((data / "out").iterdir())
 
 
@@ -237,7 +237,7 @@ def test_a_full_disk_of_one_node_ends_the_others(jobs, data):
               f"    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, {resource.RLIM_INFINITY}))\n"
               "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])\n")
     result = jobs.launch(2, "-c", script, PROGRAM, "-d", data / "ratings", "-r", 100, "-e", 1, "--output", data / "out")
-    assert result.code == 1 and "out: File too large" in result.text, result.text
+    assert result.code == 1 and "out/W.npy: File too large" in result.text, result.text
     assert not list((data / "out").iterdir())
 
 

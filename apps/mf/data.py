@@ -18,7 +18,9 @@ import numpy as np
 from apps.mf._cells import checksum, count_cells, parse_cells, parse_numbers
 from apps.mf._kernel import CELL
 
-__all__ = ["Cells", "InputError", "Size", "open_cells", "read_array", "read_size", "whole_file"]
+from apps.common.files import InputError, whole_file
+
+__all__ = ["Cells", "Size", "open_cells", "read_array", "read_size"]
 
 log = logging.getLogger("matrix_factorization")
 
@@ -35,10 +37,6 @@ VERSION = 1
 OFFSET = 256                    # of the first cell
 
 
-class InputError(Exception):
-    """What is wrong with the input, in one sentence that names the file."""
-
-
 @dataclass(frozen=True)
 class Size:
     """What a Matrix Market file says of its matrix."""
@@ -46,36 +44,6 @@ class Size:
     rows: int
     cols: int
     cells: int
-
-
-@contextlib.contextmanager
-def whole_file(path):
-    """Give a binary file to write that becomes `path` when all is in it, and until then, where the system can, has no name."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        file = os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o644), "w+b")
-        named = False
-    except (AttributeError, OSError):
-        file, named = part.open("w+b"), True
-    try:
-        yield file
-        file.flush()
-        if not named:
-            part.unlink(missing_ok=True)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:        # with a src_dir_fd, which counts for nothing here, Python has the system follow the link
-                os.link(f"/proc/self/fd/{file.fileno()}", part, src_dir_fd=folder, follow_symlinks=True)
-            finally:
-                os.close(folder)
-            named = True
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):      # what is left in the buffer would be written now
-            file.close()
-        if named:
-            part.unlink(missing_ok=True)
-        raise
 
 
 # --- text -------------------------------------------------------------------------------------------------------------------------

@@ -1,25 +1,14 @@
 """The factors in files: W.npy (rows x rank) and H.npy (rank x columns), and both as Matrix Market arrays; W @ H approximates the matrix."""
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from apps.mf.data import InputError, read_array, whole_file
+from apps.common.files import InputError, whole_file
+from apps.mf.data import read_array
 
-__all__ = ["check_folder", "read_factors", "write_factors"]
+__all__ = ["read_factors", "write_factors"]
 
 BLOCK = 1024                    # parameters at a time
-
-
-def check_folder(folder):
-    """Make the folder if it is not there, and prove that it can be written; InputError when not."""
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:      # without a name: all nodes try at once
-            file.write(b"\0")
-    except OSError as error:
-        raise InputError(f"--output {folder}: {error.strerror}") from None
 
 
 def read_factors(folder, layout, rank):

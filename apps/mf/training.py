@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from apps.mf._kernel import Trainer
 
-__all__ = ["ALGORITHMS", "Diverged", "EpochResult", "Exchange", "Trained", "run_worker"]
+from apps.common.exchange import Exchange
+from apps.common.program import TrainingError
+
+__all__ = ["ALGORITHMS", "SUMS", "Diverged", "EpochResult", "Trained", "run_worker"]
 
 SUMS = ("train_squares", "test_squares", "norms", "train_cells", "test_cells", "points", "seconds", "cpu_seconds", "stop", "local",
         "accesses", "relocations")
 
 
-class Diverged(Exception):
+class Diverged(TrainingError):
     """The factors are no numbers any more."""
 
 
@@ -57,39 +60,6 @@ class Trained:
     stopped: bool = False               # --max_runtime has passed
 
 
-class Exchange:
-    """Numbers of every worker, seen by every worker; in parameters behind those of the model.
-
-    A float64 travels as two numbers of the job's type, so that float32 does not cut it. Two sets of keys take turns: nobody
-    writes to one before all have read what was in it.
-    """
-
-    def __init__(self, kv, me, layout, rank, dtype):
-        self.kv, self.me, self.workers, self.dtype = kv, me, layout.workers, dtype
-        self.each, self.rank, self.first, self.turn = self.keys_each(rank), rank, layout.keys, 0
-
-    @staticmethod
-    def keys_each(rank):
-        """Keys per worker and set."""
-        return -(-2 * len(SUMS) // rank)
-
-    def __call__(self, **numbers):
-        """Give this worker's numbers; return those of all workers as {name: array}. Collective."""
-        values = np.zeros(self.each * self.rank, dtype=self.dtype)
-        given = np.array([float(numbers.get(name, 0.0)) for name in SUMS])
-        values[:len(SUMS)] = given
-        with np.errstate(invalid="ignore"):     # infinity less infinity
-            values[len(SUMS):2 * len(SUMS)] = given - values[:len(SUMS)]
-        start = self.first + self.turn * self.workers * self.each
-        self.turn = 1 - self.turn
-        self.kv.set(start + self.me * self.each + np.arange(self.each), values)
-        self.kv.barrier()
-        everybody = self.kv.pull(start + np.arange(self.workers * self.each))
-        everybody = everybody.reshape(self.workers, -1).astype(np.float64)
-        both = everybody[:, :len(SUMS)] + everybody[:, len(SUMS):2 * len(SUMS)]
-        return dict(zip(SUMS, both.T))
-
-
 class _Worker:
     def __init__(self, kv, server, me, args, layout, train, test, counts, places):
         self.kv, self.server, self.me, self.args, self.layout = kv, server, me, args, layout
@@ -101,7 +71,7 @@ class _Worker:
                                num_cols=layout.cols, column_key=layout.column_key, row_counts=counts[0][begin:end],
                                col_counts=counts[1], regularization=args.regularization, seed=_seed(args.seed, me), places=places,
                                sync_push=args.sync_push, localize_rows=args.disable_localize_left)
-        self.exchange = Exchange(kv, me, layout, args.rank, self.dtype)
+        self.exchange = Exchange(kv, me, layout.workers, layout.keys, args.rank, self.dtype, SUMS)
         self.offset = 0                 # this worker was last at the block of columns `offset + me`
         self.columns = None
 

@@ -12,6 +12,7 @@ data = pytest.importorskip("apps.mf.data", reason="the kernels are not built: ma
 from apps.mf._cells import checksum, parse_cells, parse_numbers  # noqa: E402
 from apps.mf._kernel import CELL  # noqa: E402
 
+from apps.common.files import InputError, whole_file  # noqa: E402
 from apps.mf.layout import Layout, load  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,7 +157,7 @@ BAD = {
 def test_a_bad_file_is_named_with_its_line_and_leaves_nothing(tmp_path, content):
     path = tmp_path / "bad.mmc"
     path.write_text(content)
-    with pytest.raises(data.InputError) as error:
+    with pytest.raises(InputError) as error:
         data.open_cells(path)
     assert str(error.value).startswith(str(path)) and BAD[content] in str(error.value)
     assert "\n" not in str(error.value)
@@ -165,14 +166,14 @@ def test_a_bad_file_is_named_with_its_line_and_leaves_nothing(tmp_path, content)
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path in (tmp_path / "none.mmc", tmp_path):
-        with pytest.raises(data.InputError, match=str(path)):
+        with pytest.raises(InputError, match=str(path)):
             data.open_cells(path)
 
 
 def test_a_line_without_end(tmp_path):
     path = tmp_path / "long.mmc"
     path.write_text(HEAD + "2 2 1\n1 1 1" + "0" * 5_000_000)
-    with pytest.raises(data.InputError):
+    with pytest.raises(InputError):
         data.open_cells(path)
 
 
@@ -299,7 +300,7 @@ def test_array_goes_by_columns(tmp_path):
 def test_a_bad_array_is_named_with_its_line(tmp_path, content, what):
     path = tmp_path / "a.mma"
     path.write_text("%%MatrixMarket matrix array real general\n" + content)
-    with pytest.raises(data.InputError, match=what):
+    with pytest.raises(InputError, match=what):
         data.read_array(path)
 
 
@@ -311,11 +312,11 @@ def test_a_file_is_there_completely_or_not_at_all(tmp_path, monkeypatch, unnamed
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     path = tmp_path / "f"
     for content in (b"one", b"two"):
-        with data.whole_file(path) as file:
+        with whole_file(path) as file:
             file.write(content)
             assert not path.exists() or path.read_bytes() == b"one"
         assert path.read_bytes() == content
-    with pytest.raises(ZeroDivisionError), data.whole_file(path) as file:
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
         file.write(b"three")
         raise ZeroDivisionError
     assert path.read_bytes() == b"two"
