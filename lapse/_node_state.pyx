@@ -6,7 +6,7 @@ from libc.string cimport memset
 import numpy
 
 from lapse._answers cimport answers_free
-from lapse._counters cimport positions_dict, relocations_dict
+from lapse._counters cimport worker_dict, relocations_dict
 from lapse._directory cimport cached_owner, digest_directory, directory_free, directory_new, home_of, owner_of
 from lapse._operations cimport counters_t, worker_free, worker_new
 from lapse._store cimport COMING, HERE, digest_rows, is_home, slot_word, state_of, store_free, store_new, transfer_of
@@ -174,8 +174,8 @@ cdef class NodeState:
     def counters(self):
         """Statistics so far: a dict of ints, with one dict per worker and one for operations through the server thread."""
         return {
-            "workers": [positions_dict(&self.workers[i].counters) for i in range(self.max_workers) if self.workers[i] != NULL],
-            "server": positions_dict(&self.server.counters),
+            "workers": [worker_dict(&self.workers[i].counters) for i in range(self.max_workers) if self.workers[i] != NULL],
+            "server": worker_dict(&self.server.counters),
             **relocations_dict(&self.counters_),
         }
 
