@@ -478,6 +478,16 @@ cdef class Trainer:
             raise OSError(self.reader.error, os.strerror(self.reader.error))
         return rc
 
+    def give_up(self):
+        """End the iteration before the end of the range: what is under way still counts. Return as `train` does."""
+        cdef int rc
+        with nogil:
+            rc = self.end_errands(True)
+            while rc == 0 and self.drawn_chunk < self.open_chunks:
+                rc = self.finish_draws(self.chunks[(self.first_chunk + self.drawn_chunk) % self.num_chunks].samples)
+                self.drawn_chunk += 1
+        return rc
+
     @property
     def learning_rate(self):
         return self.alpha
