@@ -131,6 +131,9 @@ cdef class Protocol:
         worker_t* server
         answer_t* answers       # owned
         int answers_used, answers_room
+        Key watch_begin         # keys [watch_begin, watch_end) whose arrivals are counted; set before anything arrives
+        Key watch_end
+        int64_t arrivals        # atomic
         int32_t moving          # atomic; 1: a key has been localized, so some may be COMING
         int64_t now             # when the message in hand arrived (TRANSFER)
         Key late_keys[64]       # FAULT_LATE_DIRECTORY

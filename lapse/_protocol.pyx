@@ -1062,6 +1062,8 @@ cdef class Protocol:
             return self.blame(NO_MEMORY, key, epoch)
         rc = self.apply_queue(t, key, row_of(self.store, key, &now_here))
         unlatch(self.store, key, now_here)
+        if self.watch_begin <= key < self.watch_end:
+            add_i64(&self.arrivals, 1)          # after the key can be seen: who read the count before looking misses nothing
         transfer_free(t)
         return rc
 
@@ -1464,5 +1466,8 @@ cdef Py_ssize_t keep_last(const Key* keys, uint32_t* todo, Py_ssize_t* m) noexce
 
 cdef dict worker_counters(worker_t* w):
     cdef int64_t* c = <int64_t*>&w.counters
-    return {f"{name}_{where}": c[3 * i + j] for i, name in enumerate(("pulled", "pushed", "set", "localized"))
-            for j, where in enumerate(("local", "queued", "remote"))}
+    counts = {f"{name}_{where}": c[3 * i + j] for i, name in enumerate(("pulled", "pushed", "set", "localized"))
+              for j, where in enumerate(("local", "queued", "remote"))}
+    return counts | {"sampled": w.counters.sampled, "sample_fallbacks": w.counters.sample_fallbacks,
+                     "sample_postponed": w.counters.sample_postponed, "pool_refills": w.counters.pool_refills,
+                     "pool_waits": w.counters.pool_waits}

@@ -8,6 +8,7 @@ push and set have copied vals and keys when they return. The arrays of a pull be
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._protocol cimport Protocol, worker_t
+from lapse._sampling cimport Sampler
 from lapse._store cimport OWNED, latch, store_t, unlatch
 from lapse._sync cimport load_i32, load_i64, peek_u64, prefetch_read, prefetch_write, unlikely
 from lapse._types cimport Key, Timestamp
@@ -29,6 +30,7 @@ cdef class Worker:
         public object signal    # what a signal handler raised while this worker waited; the Python face raises it on
         int64_t credit_bytes    # what may be under way at once
         int64_t patience        # nanoseconds for which a primitive waits for credit, then ERR_TIMEOUT; below 0: for ever
+        Sampler sampler         # None: sampling has not been enabled
     # Asynchronous primitives. They block only while the worker's credit is used up.
     cdef Timestamp pull(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef Timestamp push(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil
@@ -49,6 +51,13 @@ cdef class Worker:
     # call of this Worker returns ERR_HELD. Bit i of `changed` counts a push of keys[i].
     cdef int acquire(self, const Key* keys, int n, void** rows) noexcept nogil
     cdef int release(self, uint32_t changed) noexcept nogil
+    # Sampling, see docs/api.md. prepare_sample: a handle >= 0 for n draws, or an ERR_ code; does not block. draw_sample: the next n draws of a
+    # handle, their keys only, in `keys`: 0, or an ERR_ code and nothing drawn; the pool scheme blocks while the pool is empty. pull_sample:
+    # draw_sample and a pull of the keys that were drawn. finish_sample: the rest of it is given up; 0, also when it has been used up, or ERR_SAMPLE.
+    cdef int64_t prepare_sample(self, int64_t n) noexcept nogil
+    cdef int draw_sample(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil
+    cdef Timestamp pull_sample(self, int64_t handle, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef int finish_sample(self, int64_t handle) noexcept nogil
     # Blocks until every worker slot of every node has come (takes the GIL); 0 or an ERR_ code.
     cdef int barrier(self) noexcept nogil
     cdef Py_ssize_t value_length(self, Key key) noexcept nogil         # visible numbers of a key
@@ -61,6 +70,11 @@ cdef class Worker:
     cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
     cdef bint pause_for(self, Timestamp ts) noexcept nogil
     cdef bint interrupted(self) noexcept nogil
+    # 1 when vals has been filled with the values of keys that were drawn and are here, keys that have left being drawn anew; else 0 or an ERR_ code.
+    cdef int pull_drawn(self, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef void localize_ahead(self, const Key* keys, Py_ssize_t n) noexcept nogil
+    cdef int await_pool(self) noexcept nogil
+    cdef int sample_error(self, int code) noexcept nogil
 
 
 # --- in place on two rows, inlined into the caller's loop -------------------------------------------------------------------------------
