@@ -32,6 +32,7 @@ from lapse.options import (
     positive,
     positive_int,
     program_parser,
+    sampling_settings,
     seconds,
     system_settings,
 )
@@ -98,6 +99,11 @@ def run_node(args, vocabulary, places, paths, checkpoint):
     with lapse.Server(args.embed_dim, dtype=args.dtype) as server:
         rank, threads = server.my_rank(), args.num_threads
         workers = server.num_nodes * threads
+        if args.negative:
+            weights = np.zeros(places.max() + 1)
+            weights[places[1::2]] = vocabulary.frequencies().astype(np.float64) ** args.neg_power
+            server.enable_sampling_support(distribution=weights, min=0, max=len(weights), seed=args.seed, **sampling_settings(args))
+            del weights
         text = open_text(paths[rank if args.clustered_input else 0])
         ranges = text.ranges(threads) if args.clustered_input else text.ranges(workers)[rank * threads:(rank + 1) * threads]
 

@@ -58,8 +58,6 @@ cdef class Trainer:
         errand_t* errands       # owned; a ring
         char* errand_values     # owned
         Py_ssize_t first_errand, open_errands
-        double[::1] probs
-        int64_t[::1] aliases
         object held             # what pointers point into
         readonly int64_t words          # of the vocabulary that were read in this iteration
         readonly int64_t read           # words that were read in this iteration
@@ -67,9 +65,6 @@ cdef class Trainer:
         readonly int64_t pairs
         readonly double loss            # sum over the pairs
     cdef void set_alpha(self) noexcept nogil
-    cdef int64_t prepare_draws(self, int64_t n) noexcept nogil
-    cdef int draw(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil
-    cdef int finish_draws(self, int64_t handle) noexcept nogil
     cdef int read_sentence(self) noexcept nogil
     cdef void make_room(self) noexcept nogil
     cdef int fill(self) noexcept nogil

@@ -39,7 +39,7 @@ cdef class Trainer:
 
     def __cinit__(self, Worker worker, Vocabulary vocabulary, places, *, int dim, bint double_precision, int window, int negative,
                   double subsample, double alpha, uint64_t seed, Py_ssize_t ahead=10, Py_ssize_t peek=0, bint localize=True,
-                  bint sync_push=True, int instructions=2, double neg_power=0.75):
+                  bint sync_push=True, int instructions=2):
         cdef Key[::1] view = np.ascontiguousarray(places, dtype=np.int64)
         cdef Py_ssize_t i, words = len(vocabulary)
         cdef double threshold, ratio, kept
@@ -67,7 +67,6 @@ cdef class Trainer:
             else:
                 kept = 1
             self.keep[i] = ALWAYS if kept >= 1 else <uint32_t>(kept * 0xFFFFFFFF)
-        self.standin(vocabulary, neg_power)
 
     def allocate(self, Py_ssize_t words):
         cdef Py_ssize_t i
@@ -98,39 +97,6 @@ cdef class Trainer:
         free(self.centre)
         free(self.errands)
         free(self.errand_values)
-
-    # --- samples
-
-    def standin(self, Vocabulary vocabulary, double neg_power):
-        weights = vocabulary.frequencies().astype(float) ** neg_power
-        n = len(weights)
-        p = weights * (n / weights.sum())
-        alias = np.arange(n)
-        small = [i for i in range(n) if p[i] < 1]
-        large = [i for i in range(n) if p[i] >= 1]
-        while small and large:
-            a, b = small.pop(), large[len(large) - 1]
-            alias[a] = b
-            p[b] -= 1 - p[a]
-            if p[b] < 1:
-                small.append(large.pop())
-        self.probs, self.aliases = p, alias
-
-    cdef int64_t prepare_draws(self, int64_t n) noexcept nogil:
-        return 0
-
-    cdef int draw(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil:
-        cdef Py_ssize_t i
-        cdef uint64_t w
-        for i in range(n):
-            w = below(&self.random, len(self.probs))
-            if (draw(&self.random) >> 11) * 2.0 ** -53 >= self.probs[w]:
-                w = self.aliases[w]
-            keys[i] = self.places[2 * w + 1]
-        return 0
-
-    cdef int finish_draws(self, int64_t handle) noexcept nogil:
-        return 0
 
     # --- reading
 
@@ -241,7 +207,7 @@ cdef class Trainer:
             draws += self.draws_of(i)
         chunk.end = end
         chunk.localized = DONE
-        chunk.samples = self.prepare_draws(draws)
+        chunk.samples = self.worker.prepare_sample(draws) if draws > 0 else 0
         if chunk.samples < 0:
             return <int>chunk.samples
         self.open_chunks += 1
@@ -267,7 +233,7 @@ cdef class Trainer:
         cdef chunk_t* chunk = self.chunks + (self.first_chunk + self.drawn_chunk) % self.num_chunks
         cdef Key* to = self.samples + (self.turn if self.drawn == self.at else 1 - self.turn) * self.samples_each
         cdef Py_ssize_t n = self.draws_of(self.drawn), i
-        cdef int rc = self.draw(chunk.samples, to, n)
+        cdef int rc = self.worker.draw_sample(chunk.samples, to, n) if n > 0 else 0
         if rc < 0:
             return rc
         for i in range(n):
@@ -275,7 +241,6 @@ cdef class Trainer:
         self.drawn += 1
         if self.drawn == chunk.end:
             self.drawn_chunk += 1
-            return self.finish_draws(chunk.samples)
         return 0
 
     cdef void prefetch(self, const Key* keys, Py_ssize_t n) noexcept nogil:
@@ -483,8 +448,8 @@ cdef class Trainer:
         cdef int rc
         with nogil:
             rc = self.end_errands(True)
-            while rc == 0 and self.drawn_chunk < self.open_chunks:
-                rc = self.finish_draws(self.chunks[(self.first_chunk + self.drawn_chunk) % self.num_chunks].samples)
+            while rc == 0 and self.drawn_chunk < self.open_chunks and self.negative > 0:
+                rc = self.worker.finish_sample(self.chunks[(self.first_chunk + self.drawn_chunk) % self.num_chunks].samples)
                 self.drawn_chunk += 1
         return rc
 
