@@ -57,7 +57,7 @@ LICENCES = {
     "films": "A part of Freebase (Google; CC BY 2.5), linked to MovieLens by KB4Rec (Zhao et al., 2019), as published with RecBole (MIT).",
     "wordnet": "WordNet 3.0, Copyright 2006 by Princeton University. All rights reserved. Free to use, copy, modify and distribute with "
                "this notice (WordNet 3.0 license).",
-    "gene_ontology": "Gene Ontology (Ashburner et al., 2000; The Gene Ontology Consortium; CC BY 4.0), as published with Bioconductor's GO.db.",
+    "gene_ontology": "Gene Ontology (Ashburner et al., 2000; Gene Ontology Consortium; CC BY 4.0), as published with Bioconductor's GO.db.",
 }
 
 # Pointers of WordNet's data files, by the names of WN18.
