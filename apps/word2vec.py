@@ -80,6 +80,7 @@ def parse(argv):
         help="contexts ahead to localize and to prepare samples")
     add("--binary", type=int, choices=(0, 1), default=1, help="word2vec binary (1) or text (0) output")
     add("--init_model", default="random", metavar="HOW", help="none (zeros), random, or the path of a checkpoint")
+    add("--init_scale", type=positive, default=0.5, metavar="X", help="random start in (-X / dimension, X / dimension)")
     add("--model_seed", type=non_negative_int, default=134827, metavar="N", help="seed of the initial model")
     add("--max_runtime", type=seconds, default=None, metavar="SECONDS", help="seconds after which training stops")
     add_shared_memory(parser)

@@ -101,7 +101,7 @@ class _Worker:
             begin, end = block * BLOCK, min((block + 1) * BLOCK, words)
             if job.checkpoint is None:
                 random = np.random.default_rng([args.model_seed, block])
-                self.set(0, begin, (random.random((end - begin, dim)) - 0.5) / dim)
+                self.set(0, begin, args.init_scale * (2 * random.random((end - begin, dim)) - 1) / dim)
             else:
                 for which in 0, 1:
                     self.set(which, begin, job.checkpoint[which][begin:end])
