@@ -36,7 +36,8 @@ cdef class Trainer:
         int window, negative
         bint localize, sync_push
         Py_ssize_t ahead, peek, chunk
-        double starting_alpha, lowest_alpha, alpha
+        double starting_alpha, alpha
+        public double lowest_alpha      # the learning rate falls no further
         const Key* places       # where the input vector of a word is, and its output vector
         uint32_t* keep          # owned; per word: it stays in its sentence if 32 random bits are not above
         reader_t reader
