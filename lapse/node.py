@@ -348,6 +348,12 @@ class Node:
             self.filler_thread = threading.Thread(target=self.filler.run, name="lapse-sampling", daemon=True)
             self.filler_thread.start()
 
+    def forget_sampling(self):
+        """As if it had not been enabled; for tests, while there are no Workers."""
+        self.stop_sampling()
+        self.sampling = self.filler = self.filler_thread = None
+        self.had_workers = False
+
     def stop_sampling(self):
         """End the thread that fills the pool; what it has sent for has arrived then."""
         if self.filler is not None:
@@ -514,7 +520,7 @@ class Node:
         self.log_trace()
         self.errands.put(("end",))
         self.release_interrupts()
-        if self.van is None or not self.thread.is_alive():
+        if self.van is None or not (self.thread.is_alive() or (self.filler_thread and self.filler_thread.is_alive())):
             self.orphans = []           # nothing writes to them any more
             if self.van is not None:
                 self.van.close()        # a worker may be about to send

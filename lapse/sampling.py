@@ -84,6 +84,8 @@ def _distribution(distribution, span: int):
         raise ValueError(f"distribution must have {span} weights, one for each key in [min, max), not shape {weights.shape}")
     if span >= 2**32:
         raise ValueError("distribution has 2**32 weights or more")
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and 0 < weights.sum() < np.inf):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = weights.sum()
+    if not ((weights >= 0).all() and 0 < total < np.inf):
         raise ValueError("weights must be finite numbers, at least 0, and not all 0")
     return weights

@@ -22,7 +22,7 @@ from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
 from lapse._sync cimport fence, load_i32, load_i64, load_u32, park, store_i32, store_u32, swap_i32
 from lapse._sampling cimport LOCAL, POOL
-from lapse._types cimport (DONE, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_NO_SAMPLING, ERR_SAMPLE, ERR_SAMPLE_COUNT,
+from lapse._types cimport (DONE, ERR_DRAW, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_NO_SAMPLING, ERR_SAMPLE, ERR_SAMPLE_COUNT,
                            ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key)
 from lapse._types cimport Timestamp as Time
 from lapse._worker cimport Worker as Core, drop_latches
@@ -219,6 +219,8 @@ cdef int fail(Core me, int code) except -1:
         raise KeyRangeError(f"a key is not in [0, {me.protocol.store.num_keys})")
     if code == ERR_NO_SAMPLING:
         raise RuntimeError("call Server.enable_sampling_support before the first Worker")
+    if code == ERR_DRAW:
+        raise RuntimeError("the distribution's callable has failed")
     if code == ERR_SAMPLE:
         raise ValueError("a sample that this Worker never prepared")
     if code == ERR_SAMPLE_COUNT:
