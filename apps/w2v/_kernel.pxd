@@ -64,7 +64,8 @@ cdef class Trainer:
         readonly int64_t read           # words that were read in this iteration
         readonly int64_t trained        # that were left by subsampling
         readonly int64_t pairs
-        readonly double loss            # sum over the pairs
+        readonly int64_t targets        # output vectors of all pairs
+        readonly double loss            # sum over them
     cdef void set_alpha(self) noexcept nogil
     cdef int read_sentence(self) noexcept nogil
     cdef void make_room(self) noexcept nogil

@@ -105,7 +105,7 @@ cdef class Trainer:
         self.range_begin, self.range_end = begin, end
         self.share = FOREVER if share is None else share
         self.progress_begin, self.progress_width = progress, width
-        self.words = self.read = self.trained = self.pairs = 0
+        self.words = self.read = self.trained = self.pairs = self.targets = 0
         self.loss = 0
         self.at = self.ready = self.localized = self.filled = self.drawn = 0
         self.first_chunk = self.open_chunks = self.drawn_chunk = 0
@@ -345,6 +345,7 @@ cdef class Trainer:
             else:
                 keys[missing] = keys[i]
                 missing += 1
+        self.targets += m
         self.loss += self.arith.step(found[0], rows, m, self.dim, self.alpha, positive)
         self.worker.release(changed)
         return self.send_errand(keys, missing, False) if missing > 1 else 0
@@ -382,6 +383,7 @@ cdef class Trainer:
         memcpy(before, errand.values, errand.n * self.bytes)
         for i in range(1, errand.n):
             rows[i - 1] = errand.values + i * self.bytes
+        self.targets += errand.n - 1
         self.loss += self.arith.step(errand.values, rows, errand.n - 1, self.dim, errand.alpha, errand.positive)
         self.arith.subtract(errand.values, before, errand.n * self.dim)
         ts = self.worker.push(errand.keys, errand.n, errand.values)

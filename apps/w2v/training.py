@@ -12,7 +12,7 @@ from apps.w2v._kernel import Trainer
 
 __all__ = ["SUMS", "Diverged", "IterationResult", "Job", "Trained", "run_worker"]
 
-SUMS = ("words", "read", "trained", "pairs", "loss", "seconds", "cpu_seconds", "stop", "local", "accesses", "relocations")
+SUMS = ("words", "read", "trained", "pairs", "targets", "loss", "seconds", "cpu_seconds", "stop", "local", "accesses", "relocations")
 BLOCK = 1024                    # words whose vectors get their start in one call
 SLICE = 0.2                     # seconds of training between two looks at the clock
 PROGRESS = 5.0                  # seconds between two lines about the progress
@@ -48,7 +48,7 @@ class IterationResult:
     pairs: int
     words_per_second: float
     words_per_cpu_second: float
-    loss: float                     # mean over pairs: -log sigmoid, of the right word and those drawn
+    loss: float                     # of a pair: -log sigmoid, 1 + negative times the mean over right words and those drawn
     alpha: float                    # at the end
     local_share: float              # of the parameters that were used
     relocations: int
@@ -122,7 +122,7 @@ class _Worker:
         done = self.run(epoch, start, deadline)
         self.kv.waitall()
         self.kv.barrier()
-        told = {name: getattr(trainer, name) for name in ("words", "read", "trained", "pairs", "loss")}
+        told = {name: getattr(trainer, name) for name in ("words", "read", "trained", "pairs", "targets", "loss")}
         told |= {"seconds": time.monotonic() - start,
                  "stop": not done or (epoch < args.num_iterations and time.monotonic() >= deadline)}
         if self.number == 0:
@@ -151,16 +151,16 @@ class _Worker:
                 local = self.server.stats().pulled.local_share
                 sys.stdout.write(f"epoch {epoch}: {now - start:.0f} s, worker 0 has read {trainer.read} words "
                                  f"({trainer.read / (now - start):.0f} words/s), alpha {trainer.learning_rate:.6g}, "
-                                 f"loss {trainer.loss / max(trainer.pairs, 1):.6g}, {100 * local:.2f} % local\n")
+                                 f"loss {trainer.loss / max(trainer.targets, 1) * (1 + self.args.negative):.6g}, {100 * local:.2f} % local\n")
                 sys.stdout.flush()
 
 
-def _result(epoch, told, alpha, started):
+def _result(epoch, told, alpha, negative, started):
     """What all workers together have told."""
     total = {name: float(values.sum()) for name, values in told.items()}
     seconds = float(told["seconds"].max())
-    loss = total["loss"] / total["pairs"] if total["pairs"] else math.nan
-    if total["pairs"] and not math.isfinite(loss):
+    loss = total["loss"] / total["targets"] * (1 + negative) if total["targets"] else math.nan
+    if total["targets"] and not math.isfinite(loss):
         raise Diverged(f"the vectors have diverged in epoch {epoch} (the loss is {loss}); a smaller --starting_alpha may help")
     return IterationResult(epoch, seconds, time.monotonic() - started, int(total["read"]), int(total["trained"]), int(total["pairs"]),
                            total["read"] / max(seconds, 1e-9), total["read"] / max(total["cpu_seconds"], 1e-9), loss, alpha,
@@ -178,7 +178,7 @@ def run_worker(kv, server, me, job, report):
     deadline = math.inf if args.max_runtime is None else started + args.max_runtime
     for epoch in range(1, args.num_iterations + 1):
         told = worker.exchange(**worker.train(epoch, deadline))
-        result = _result(epoch, told, worker.trainer.learning_rate, started)
+        result = _result(epoch, told, worker.trainer.learning_rate, args.negative, started)
         trained.epochs.append(result)
         if me == 0:
             report(result)
