@@ -1,8 +1,8 @@
 """Word vectors by skip-gram with negative sampling: words that are used alike get vectors that are alike.
 
 The input vector of word w is parameter 2w, its output vector parameter 2w + 1 (of random keys, with --shuffle). Each worker streams
-through a part of the text; the parameters of the words ahead of it relocate to its node (--localize_pos, --prep_context_ahead), and negatives
-come from the sampling primitives. After Mikolov et al., Distributed Representations of Words and Phrases and their
+through a part of the text; the parameters of the words ahead of it relocate to its node (--localize_pos, --prep_context_ahead), and
+negatives come from the sampling primitives. After Mikolov et al., Distributed Representations of Words and Phrases and their
 Compositionality, NIPS 2013, and their C program.
 
     python tracker/dmlc_local.py -s 2 build/apps/word2vec --num_threads 2 --negative 2 --binary 1 --num_keys 4970 --embed_dim 10

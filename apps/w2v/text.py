@@ -8,8 +8,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.common.files import InputError, whole_file
 from apps.w2v._text import Vocabulary, begin_of
+
+from apps.common.files import InputError, whole_file
 
 __all__ = ["Text", "build_vocabulary", "open_text", "read_vocabulary", "write_vocabulary"]
 

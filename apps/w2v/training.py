@@ -5,10 +5,10 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from apps.w2v._kernel import Trainer
 
 from apps.common.exchange import Exchange
 from apps.common.program import TrainingError
-from apps.w2v._kernel import Trainer
 
 __all__ = ["SUMS", "Diverged", "IterationResult", "Job", "Trained", "run_worker"]
 
@@ -149,9 +149,10 @@ class _Worker:
             if self.me == 0 and self.args.debug_mode > 1 and now - said >= PROGRESS:
                 said = now
                 local = self.server.stats().pulled.local_share
+                loss = trainer.loss / max(trainer.targets, 1) * (1 + self.args.negative)
                 sys.stdout.write(f"epoch {epoch}: {now - start:.0f} s, worker 0 has read {trainer.read} words "
-                                 f"({trainer.read / (now - start):.0f} words/s), alpha {trainer.learning_rate:.6g}, "
-                                 f"loss {trainer.loss / max(trainer.targets, 1) * (1 + self.args.negative):.6g}, {100 * local:.2f} % local\n")
+                                 f"({trainer.read / (now - start):.0f} words/s), alpha {trainer.learning_rate:.6g}, loss {loss:.6g}, "
+                                 f"{100 * local:.2f} % local\n")
                 sys.stdout.flush()
 
 

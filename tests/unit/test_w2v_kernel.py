@@ -1,8 +1,5 @@
 """The training loop of the word vectors against the same in NumPy, on a node of one process."""
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ from apps.w2v._text import Vocabulary  # noqa: E402
 
 import lapse  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = 11
 
 

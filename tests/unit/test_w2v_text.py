@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 text_module = pytest.importorskip("apps.w2v._text", reason="the kernels are not built: make kernels")
-from apps.common.files import InputError  # noqa: E402
 from apps.w2v._text import LONGEST_WORD, Vocabulary, begin_of  # noqa: E402
+
+from apps.common.files import InputError  # noqa: E402
 from apps.w2v.output import read_checkpoint, write_checkpoint, write_vectors  # noqa: E402
 from apps.w2v.text import build_vocabulary, open_text, read_vocabulary, write_vocabulary  # noqa: E402
 
