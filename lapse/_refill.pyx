@@ -1,12 +1,13 @@
-# Design: the thread that fills a node's pool. It has a worker slot of its own, behind those of the program's workers, and so its own operations
-# and credit; it comes to no barrier. A group is drawn, localized with one operation, and when that has arrived each draw goes into the pool as often as
-# it is to be used, in random order. Groups overlap, and arrive in the order in which they were drawn.
+# Design: the thread that fills a node's pool. It has a worker slot of its own, behind those of the program's workers, and so its own
+# operations and credit; it comes to no barrier. A group is drawn, localized with one operation, and when that has arrived each draw goes
+# into the pool as often as it is to be used, in random order. Groups overlap, and arrive in the order in which they were drawn.
 #
-# How much is to be there: what is used up in twice the time that a group takes to arrive, at the pace measured of late, and at least a group ready and a
-# group coming. A worker that finds too little doubles the amount for a while: while it waits, the pace measured is too low.
+# How much is to be there: what is used up in twice the time that a group takes to arrive, at the pace measured of late, and at least a
+# group ready and a group coming. A worker that finds too little doubles the amount for a while: while it waits, the pace measured is too
+# low.
 #
-# It sleeps on its worker's event word, which the server thread bumps when a group has arrived, and a worker when it leaves less than there should be.
-# No GIL, but for a callable's draws.
+# It sleeps on its worker's event word, which the server thread bumps when a group has arrived, and a worker when it leaves less than
+# there should be. No GIL, but for a callable's draws.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy

@@ -1,15 +1,15 @@
-# Design: a Sampler belongs to one worker thread and shares no lock with others; it knows of no sockets and never waits, so that the simulation runs it,
-# too. What has to be sent or waited for is its caller's part: preloc's localize, and the pool when it is empty (DRY).
+# Design: a Sampler belongs to one worker thread and shares no lock with others; it knows of no sockets and never waits, so that the
+# simulation runs it, too. What has to be sent or waited for is its caller's part: preloc's localize, and the pool when it is empty (DRY).
 #
 # naive     draws when asked, out of the distribution.
 # preloc    draws when prepared; the keys wait in the handle.
 # pool      hands out what one thread per node has drawn and localized (see _pool.pxd, _refill.pyx).
-# local     draws until a key is here: of the local keys each comes with its share of their weight. When few are here, it draws from a list
-#           of them (see _here.pxd) instead; with nothing local, a draw like a naive one, which is counted.
+# local     draws until a key is here: of the local keys each comes with its share of their weight. When few are here, it draws from a
+#           list of them (see _here.pxd) instead; with nothing local, a draw like a naive one, which is counted.
 #
-# Without replacement a handle has a set of what it has drawn, and draws again what is in it. When that does not help any more, the other keys are
-# put in the order of exponential numbers with their weights as rates, which is the order in which they would be drawn one after the other (Efraimidis,
-# Spirakis, 2006).
+# Without replacement a handle has a set of what it has drawn, and draws again what is in it. When that does not help any more, the other
+# keys are put in the order of exponential numbers with their weights as rates, which is the order in which they would be drawn one after
+# the other (Efraimidis, Spirakis, 2006).
 #
 # Locking: Sampling.lock guards the list that workers share; it is held for a look over the range, and for nothing else.
 import os
@@ -22,7 +22,7 @@ from libc.math cimport log
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcpy, memmove, memset
-from lapse._draws cimport (FUNCTION, LOG_UNIFORM, UNIFORM, WEIGHTS, distribution_free, distribution_init, draw_key, draw_keys, next_fraction,
+from lapse._draws cimport (FUNCTION, LOG_UNIFORM, UNIFORM, WEIGHTS, distribution_free, distribution_init, draw_keys, next_fraction,
                            seed_numbers, total_weight, weight_of)
 from lapse._here cimport here_free, is_here, look_here, pick_exactly, pick_listed, seen_add, seen_has, seen_init
 from lapse._pool cimport pool_free, pool_give_back, pool_new, pool_take

@@ -39,8 +39,8 @@ def checked_sampling(protocol, num_keys: int, *, scheme, with_replacement, distr
     group_size = _count("group_size", group_size, MAX_GROUP)
     reuse = _count("reuse", reuse, MAX_USES // group_size)
     batch_size = _count("batch_size", batch_size, MAX_USES)
-    return Sampling(protocol, scheme, with_replacement, _distribution(distribution, high - low), low, high, seed=seed, group_size=group_size,
-                    reuse=reuse, postpone=postpone, batch_size=batch_size)
+    return Sampling(protocol, scheme, with_replacement, _distribution(distribution, high - low), low, high, seed=seed,
+                    group_size=group_size, reuse=reuse, postpone=postpone, batch_size=batch_size)
 
 
 def _whole(name: str, value) -> int:
@@ -67,7 +67,8 @@ def _distribution(distribution, span: int):
     """A name, a callable, or float64 weights."""
     if isinstance(distribution, str):
         if distribution not in DISTRIBUTIONS:
-            raise ValueError(f"unknown distribution {distribution!r}: it is one of {', '.join(DISTRIBUTIONS)}, an array of weights or a callable")
+            raise ValueError(f"unknown distribution {distribution!r}: it is one of {', '.join(DISTRIBUTIONS)}, an array of weights "
+                             "or a callable")
         return distribution
     if callable(distribution):
         return distribution

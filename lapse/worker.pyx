@@ -596,7 +596,8 @@ class Worker(Core):
         """Prepare n draws from the server's distribution; returns the number of the sample, for `pull_sample`.
 
         Scheme preloc draws them here, and begins to localize them. start and end (clocks) have no effect yet.
-        RuntimeError before `Server.enable_sampling_support`; ValueError when n < 0, or, without replacement, when there are not so many keys.
+        RuntimeError before `Server.enable_sampling_support`; ValueError when n < 0, or, without replacement, when there are not so many
+        keys.
         Asynchronous; one thread; local.
         """
         cdef Core me = self
@@ -624,8 +625,8 @@ class Worker(Core):
     def pull_sample(self, sample, keys, vals=None, asynchronous=None, *, timeout=None, **options):
         """Draw as many keys of `sample` as `keys` has room for; fill `keys` with them and `vals` with their values.
 
-        Returns as `pull` does: without vals the array. Where values of the distribution's keys differ in length, vals has room for the longest,
-        and is filled from the front. ValueError for a sample that was never prepared, or has fewer draws left: nothing is drawn then.
+        Returns as `pull` does: without vals the array. Where values of the distribution's keys differ in length, vals has room for the
+        longest, and is filled from the front. ValueError for a sample that was never prepared, or has fewer draws left: nothing is drawn then.
         TimeoutError after `timeout` seconds: with an empty pool nothing was drawn, else the pull goes on.
         Blocking or asynchronous (but for an empty pool); one thread; local.
         """

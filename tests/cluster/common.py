@@ -46,8 +46,9 @@ def job_nodes(num_threads):
 def fits(counts, shares, z=5.2):
     """Pearson's chi-square test: can these counts come from independent draws with these shares?
 
-    `z` bounds the error of rejecting what is right, in standard deviations (3.7: one in 10,000; 5.2: one in 10,000,000). Neighbouring cells are put
-    together until at least 5 are expected in each. The quantile is Wilson's and Hilferty's (1931). What has a share of 0 may not occur at all.
+    `z` bounds the error of rejecting what is right, in standard deviations (3.7: one in 10,000; 5.2: one in 10,000,000). Neighbouring
+    cells are put together until at least 5 are expected in each. The quantile is Wilson's and Hilferty's (1931). What has a share of 0 may
+    not occur at all.
     """
     counts, shares = np.asarray(counts, np.float64), np.asarray(shares, np.float64)
     if counts[shares == 0].any():
@@ -103,8 +104,8 @@ class Checks:
 def run_node(name, args, num_keys, lengths, work, *, phases=None, **server_settings):
     """Run one process of the job and return its exit code.
 
-    phases: functions of the Server, called one after the other before workers are made; each time the workers run, and are finalized. (If not
-    given, they run once.)
+    phases: functions of the Server, called one after the other before workers are made; each time the workers run, and are finalized.
+    (If not given, they run once.)
 
     `work(kv, checks, me, workers, server)` runs in a thread per worker; `me` counts the workers over all nodes. The numbers it
     checks are printed when all is done, then one closing line per node. A worker that has checked nothing is wrong, too.

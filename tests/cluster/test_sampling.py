@@ -2,8 +2,8 @@
 
     python tracker/dmlc_local.py -s 3 build/tests/test_sampling -t 4
 
-The values are set to their keys, so that every pulled sample can be checked. Each scheme runs in a phase of its own, with each distribution; pool
-with the options `--sampling.reuse` and `--sampling.postpone`, which are 3 and true here if not given.
+The values are set to their keys, so that every pulled sample can be checked. Each scheme runs in a phase of its own, with each
+distribution; pool with the options `--sampling.reuse` and `--sampling.postpone`, which are 3 and true here if not given.
 """
 import threading
 

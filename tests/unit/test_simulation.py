@@ -75,7 +75,8 @@ def test_sampled_keys_are_pulled_like_others(scheme):
 
 @pytest.mark.parametrize("scheme", SAMPLING[1:])
 def test_a_fault_is_found_through_sampled_pulls(scheme):
-    assert find(1000, campaign.configurations(modes=["mixed"], caches=[False], shared_memory=[True], sampling=[scheme]), faults="drop_queue")
+    settings = campaign.configurations(modes=["mixed"], caches=[False], shared_memory=[True], sampling=[scheme])
+    assert find(1000, settings, faults="drop_queue")
 
 
 # In synchronous operations no route can change while one is unanswered, so two of the faults need others.
