@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from apps.w2v._arithmetic cimport arithmetic_t
 from apps.w2v._text cimport Vocabulary, reader_t
-from lapse cimport Key, Timestamp, Worker
+from lapse cimport Key, Timestamp, Worker, sight_t
 
 # A word of a sentence, and its window: the words around it at a distance of up to `reach`.
 cdef struct token_t:
@@ -30,6 +30,8 @@ cdef struct errand_t:
 cdef class Trainer:
     cdef:
         Worker worker
+        sight_t sight           # of its node's rows, for hints to the processor
+        bint sees
         Vocabulary vocabulary
         const arithmetic_t* arith
         size_t dim, bytes       # numbers and bytes of a vector

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memmove
 from apps.mf._arithmetic cimport below, draw
 from apps.w2v._arithmetic cimport arithmetic, fill_table
 from apps.w2v._text cimport (A_NEWLINE, A_WORD, TEXT_END, Vocabulary, close_reader, hash_of, next_word, open_reader, seek_reader)
-from lapse cimport DONE, Key, Timestamp, Worker, prefetch_row, prefetch_slot
+from lapse cimport DONE, Key, Timestamp, Worker, look, prefetch_row, prefetch_slot
 
 import os
 
@@ -46,6 +46,7 @@ cdef class Trainer:
         if len(view) != 2 * words or dim < 1 or window < 1 or negative < 0 or words < 1:
             raise ValueError("a trainer of no words, or with the wrong number of keys")
         self.worker, self.vocabulary = worker, vocabulary
+        self.sees = look(worker, &self.sight)
         self.arith = arithmetic(double_precision, instructions)
         self.dim = dim
         self.bytes = dim * (8 if double_precision else 4)
@@ -236,8 +237,9 @@ cdef class Trainer:
         cdef int rc = self.worker.draw_sample(chunk.samples, to, n) if n > 0 else 0
         if rc < 0:
             return rc
-        for i in range(n):
-            prefetch_slot(self.worker, to[i])
+        if self.sees:
+            for i in range(n):
+                prefetch_slot(&self.sight, to[i])
         self.drawn += 1
         if self.drawn == chunk.end:
             self.drawn_chunk += 1
@@ -245,8 +247,9 @@ cdef class Trainer:
 
     cdef void prefetch(self, const Key* keys, Py_ssize_t n) noexcept nogil:
         cdef Py_ssize_t i
-        for i in range(n):
-            prefetch_row(self.worker, keys[i], self.bytes)
+        if self.sees:
+            for i in range(n):
+                prefetch_row(&self.sight, keys[i], self.bytes)
 
     # --- training
 
