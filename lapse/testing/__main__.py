@@ -4,7 +4,7 @@ import sys
 import time
 
 from lapse.testing import campaign
-from lapse.testing.simulation import FAULTS, FEW_KEYS, LENGTHS, MODES, SAMPLING, fault_bits
+from lapse.testing.simulation import FAULTS, LENGTHS, MODES, SAMPLING, fault_bits
 
 
 def switch(text: str) -> bool:
@@ -47,10 +47,9 @@ def one(value):
 def main(argv=None) -> int:
     args = parser().parse_args(argv)
     fixed = {"keys": args.keys, "registers": args.registers, "ops": args.ops, "faults": fault_bits(args.fault)}
-    schemes = one(args.sampling) or [scheme for scheme in SAMPLING if scheme != "local" or args.keys + args.registers <= FEW_KEYS]
     settings = [{**chosen, **fixed} for chosen in campaign.configurations(
         nodes=one(args.nodes), workers=one(args.workers), modes=one(args.mode), caches=one(args.caches),
-        shared_memory=one(args.shared_memory), lengths=one(args.lengths), sampling=schemes)]
+        shared_memory=one(args.shared_memory), lengths=one(args.lengths), sampling=one(args.sampling))]
     start = time.monotonic()
 
     def line(tally) -> str:

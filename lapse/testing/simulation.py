@@ -18,7 +18,6 @@ from lapse.testing.history import History, check, check_registers
 MODES = {"sync": 100, "mixed": 50, "async": 0}      # percent of the operations that a worker waits for at once
 LENGTHS = ("uniform", "mixed")
 SAMPLING = ("none", "naive", "preloc", "local")
-FEW_KEYS = 16       # with more, the local scheme looks at the clock, and a seed would not be one schedule
 NETWORK = 1 << 16                                   # fault bits from here on are the network's, those below the protocol's
 
 _CALLS = {1: "pull", 2: "push", 3: "set", 4: "localize"}
@@ -101,8 +100,6 @@ class Simulation:
                                    ("sampling", sampling, SAMPLING)):
             if value not in known:
                 raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
-        if sampling == "local" and keys + registers > FEW_KEYS:
-            raise ValueError(f"{keys} keys and {registers} registers: at most {FEW_KEYS} in all for local sampling")
         self.settings = {"nodes": nodes, "workers": workers, "keys": keys, "ops": ops, "mode": mode, "caches": caches,
                          "shared_memory": shared_memory, "faults": fault_bits(faults), "registers": registers, "lengths": lengths,
                          "sampling": sampling}

@@ -149,7 +149,7 @@ def test_nothing_is_left_behind():
 @pytest.mark.parametrize("wrong", [
     {"seed": -1}, {"seed": 2**64}, {"nodes": 0}, {"nodes": 9}, {"workers": 0}, {"nodes": 8, "workers": 8}, {"keys": 0},
     {"keys": 64, "registers": 1}, {"ops": -1}, {"mode": "fast"}, {"lengths": "long"}, {"sampling": "pool"},
-    {"sampling": "local", "keys": 16}, {"faults": "none"}, {"faults": ["split_route", "x"]},
+    {"faults": "none"}, {"faults": ["split_route", "x"]},
 ])
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError):
