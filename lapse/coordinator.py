@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from lapse import hosts
@@ -53,7 +53,7 @@ class Barrier:
 
 class Coordinator:
     def __init__(self, num_nodes: int, send: Callable[[Hashable, str, dict], None], *, pid: int, gather: float = GATHER,
-                 launched: bool = False):
+                 launched: bool = False, keys: Sequence[str] = ()):
         self.num_nodes = num_nodes
         self.job_id = secrets.randbits(63) + 1
         self.members: dict[Hashable, Member] = {}
@@ -63,6 +63,7 @@ class Coordinator:
         self._send = send
         self._pid = pid
         self._gather = gather
+        self._keys = keys                       # the nodes' public keys, by rank; empty without
         self._launched = launched               # a launcher will tell how processes ended
         self._ended: dict[int, tuple[str, int]] = {}    # rank -> how its process ended, as the launcher says, and its pid
         self._barriers: dict[str, Barrier] = {}
@@ -203,8 +204,8 @@ class Coordinator:
         self._groups["nodes"] = self._groups["ready"] = frozenset(str(rank) for rank in range(self.num_nodes))
         self._groups["workers"] = frozenset(
             f"{member.rank}/{worker}" for member in self.by_rank for worker in range(member.join["threads"]))
-        table = [{"rank": m.rank, "host": m.join["host"], "place": m.join["place"], "pid": m.join["pid"]}
-                 for m in self.by_rank]
+        table = [{"rank": m.rank, "host": m.join["host"], "place": m.join["place"], "pid": m.join["pid"],
+                  "key": self._keys[m.rank] if self._keys else ""} for m in self.by_rank]
         for member in self.by_rank:
             self._send(member.peer, "welcome",
                        {"rank": member.rank, "job": self.job_id, "pid": self._pid, "members": table})

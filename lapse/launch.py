@@ -13,7 +13,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from lapse._exec import die_with_parent
 from lapse.control import Failure
 from lapse.coordinator import end_text
 from lapse.errors import Interrupted, NodeFailure, WorkerError
+from lapse.keys import Secrets
 from lapse.runner import KILL_AFTER, job_environment, run, scheduler_config
 from lapse.scheduler import Scheduler
 
@@ -81,15 +81,16 @@ class _Launch:
                 self._start(rank)
             if self._num_nodes > 1:
                 folder = ipc.Folder()
-                token = secrets.token_hex(16)
-                config = scheduler_config(self._num_nodes, HOST, token, os.environ)
+                security = self._task["setup"].get("security") or os.environ.get("LAPSE_SECURITY")
+                secrets = Secrets.make(self._num_nodes, security)
+                config = scheduler_config(self._num_nodes, HOST, secrets, os.environ, security=security)
                 self._scheduler = Scheduler(config, launched=True, on_end=self._on_end)
                 thread = threading.Thread(target=self._scheduler.run, name="lapse-scheduler", daemon=True)
                 thread.start()
             for rank, order in enumerate(self._orders):
                 with contextlib.suppress(BrokenPipeError):  # its end is noticed below
                     order.send({} if folder is None else job_environment(
-                        rank, self._num_nodes, HOST, self._scheduler.port, token, folder.path))
+                        rank, self._num_nodes, HOST, self._scheduler.port, secrets, folder.path))
             self._collect()
         finally:
             self._end_processes()

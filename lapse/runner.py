@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import selectors
 import shutil
 import signal
@@ -22,10 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lapse import _exec, ipc, sockets
-from lapse.config import CLUSTER_VARIABLES, Config
+from lapse.config import CLUSTER_VARIABLES, SECRETS, Config
 from lapse.control import Failure
 from lapse.coordinator import GATHER_LAUNCHER, end_text
 from lapse.errors import LapseError, failure_text
+from lapse.keys import Secrets
 from lapse.scheduler import Scheduler
 
 log = logging.getLogger("lapse.launch")
@@ -36,7 +36,7 @@ FAILURE_GRACE = 1.5         # seconds in which nodes may end by themselves after
 INTERRUPT_GRACE = 3.0       # ... or after Ctrl-C
 KILL_AFTER = 2.0            # from SIGTERM to SIGKILL
 POLL = 0.05                 # where the system has no pidfd
-NOT_PASSED_ON = (*CLUSTER_VARIABLES, "DMLC_NODE_HOST", "DMLC_INTERFACE", "LAPSE_TOKEN", "LAPSE_RANK", "LAPSE_IPC_DIR")
+NOT_PASSED_ON = (*CLUSTER_VARIABLES, "DMLC_NODE_HOST", "DMLC_INTERFACE", "LAPSE_RANK", "LAPSE_IPC_DIR", "LAPSE_KEYS", *SECRETS)
 
 
 class CommandError(LapseError):
@@ -60,16 +60,17 @@ def find_command(name: str) -> None:
         raise CommandError(f"{name}: not executable", 126)
 
 
-def job_environment(rank: int, nodes: int, host: str, port: int, token: str, folder: str) -> dict[str, str]:
-    """The variables by which a process finds its job."""
+def job_environment(rank: int, nodes: int, host: str, port: int, secrets: Secrets, folder: str) -> dict[str, str]:
+    """The variables by which a process finds its job; one of them is a secret."""
     return {"DMLC_ROLE": "server", "DMLC_NUM_SERVER": str(nodes), "DMLC_NUM_WORKER": "0", "DMLC_PS_ROOT_URI": host,
-            "DMLC_PS_ROOT_PORT": str(port), "LAPSE_TOKEN": token, "LAPSE_RANK": str(rank), "LAPSE_IPC_DIR": folder}
+            "DMLC_PS_ROOT_PORT": str(port), "LAPSE_RANK": str(rank), "LAPSE_IPC_DIR": folder, **secrets.environment(rank)}
 
 
-def scheduler_config(nodes: int, host: str, token: str, environ) -> Config:
+def scheduler_config(nodes: int, host: str, secrets: Secrets, environ, **settings) -> Config:
     """The settings of a scheduler that the launcher runs itself."""
     rest = {name: value for name, value in environ.items() if name not in NOT_PASSED_ON}
-    return Config.make(1, 1, environ=rest, role="scheduler", num_nodes=nodes, root_host=host, token=token)
+    return Config.make(1, 1, environ=rest, role="scheduler", num_nodes=nodes, root_host=host, token=secrets.token, keys=secrets.scheduler,
+                       **settings)
 
 
 def run(command: Sequence[str], nodes: int, *, stdout=None, stderr=None, environ=None) -> int:
@@ -172,10 +173,10 @@ class _Run:
         folder = scheduler = thread = None
         try:
             folder = ipc.Folder()
-            token = secrets.token_hex(16)
             host = "127.0.0.1"
             try:
-                config = scheduler_config(self._num_nodes, host, token, self._environ)
+                secrets = Secrets.make(self._num_nodes, self._environ.get("LAPSE_SECURITY"))
+                config = scheduler_config(self._num_nodes, host, secrets, self._environ)
                 scheduler = Scheduler(config, launched=True, on_end=self._on_end)
             except (LapseError, ValueError) as error:
                 log.error("%s", error)
@@ -186,7 +187,7 @@ class _Run:
             self._selector.register(self._waker.fd, selectors.EVENT_READ, None)
             try:
                 for rank in range(self._num_nodes):
-                    self._start(rank, job_environment(rank, self._num_nodes, host, scheduler.port, token, folder.path))
+                    self._start(rank, job_environment(rank, self._num_nodes, host, scheduler.port, secrets, folder.path))
                 self._loop()
             finally:
                 self._end_everything()

@@ -63,7 +63,8 @@ class Scheduler:
             self._waker.close()
             raise
         self.port = int(bound.rpartition(":")[2])
-        self._coordinator = Coordinator(config.num_nodes, self._send, pid=self._pid, launched=launched)
+        self._coordinator = Coordinator(config.num_nodes, self._send, pid=self._pid, launched=launched,
+                                        keys=config.keys.nodes if config.mode == "curve" else ())
         log.info("the scheduler listens on %s", bound)
 
     @property
@@ -185,6 +186,11 @@ class Scheduler:
             self._peers[peer] = connection
         if self._config.verbose > 1:
             log.debug("control: %s", message)
+        if message["type"] == "join" and self._config.mode == "curve" and str(message["hint"]) != (user := frames[-1].get("User-Id")):
+            reason = f"its key is that of node {user}, not of node {message['hint']}"
+            log.warning("refused a node (%s, pid %d): %s", message["host"], message["pid"], reason)
+            self._send(peer, "refused", {"reason": reason})
+            return
         self._coordinator.message(peer, message, now)
 
     def _drain_monitor(self) -> None:
@@ -207,4 +213,5 @@ class _Connection:
 
 
 def warn_unauthenticated(address: str) -> None:
-    log.warning("no token (LAPSE_TOKEN): whoever can reach %s can join this job and change its parameters", address)
+    log.warning("no token (LAPSE_TOKEN) and no keys (LAPSE_KEYS), or security 'none': whoever can reach %s can join this job and change "
+                "its parameters", address)
