@@ -1,8 +1,9 @@
-"""Run a command as the nodes of one job on this host: what `python -m lapse run` and tracker/dmlc_local.py do.
+"""Run a command as the nodes of one job: what `python -m lapse run` and the programs in tracker/ do.
 
-The scheduler is a thread here. One loop, in the calling thread, reads the nodes' output, sees them end and obeys signals. Each
-node has a process group of its own, so that Ctrl-C in a terminal reaches this process alone, and so that what a node starts can be
-ended with it. A node's process is reaped last: until then its number, and that of its group, cannot go to a stranger's process.
+The nodes run on this host, or where another `place` starts them (lapse/ssh.py). The scheduler is a thread here. One loop, in the
+calling thread, reads the nodes' output, sees them end and obeys signals. Each node has a process group
+of its own, so that Ctrl-C in a terminal reaches this process alone, and so that what a node starts can be ended with it. A node's
+process is reaped last: until then its number, and that of its group, cannot go to a stranger's process.
 """
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lapse import _exec, ipc, sockets
 from lapse.config import CLUSTER_VARIABLES, SECRETS, Config
@@ -27,6 +29,9 @@ from lapse.coordinator import GATHER_LAUNCHER, end_text
 from lapse.errors import LapseError, failure_text
 from lapse.keys import Secrets
 from lapse.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from lapse.ssh import Ssh
 
 log = logging.getLogger("lapse.launch")
 
@@ -60,10 +65,11 @@ def find_command(name: str) -> None:
         raise CommandError(f"{name}: not executable", 126)
 
 
-def job_environment(rank: int, nodes: int, host: str, port: int, secrets: Secrets, folder: str) -> dict[str, str]:
-    """The variables by which a process finds its job; one of them is a secret."""
-    return {"DMLC_ROLE": "server", "DMLC_NUM_SERVER": str(nodes), "DMLC_NUM_WORKER": "0", "DMLC_PS_ROOT_URI": host,
-            "DMLC_PS_ROOT_PORT": str(port), "LAPSE_RANK": str(rank), "LAPSE_IPC_DIR": folder, **secrets.environment(rank)}
+def job_environment(rank: int, nodes: int, host: str, port: int, secrets: Secrets, folder: str | None) -> dict[str, str]:
+    """The variables by which a process finds its job; one of them is a secret. `folder` is for ipc sockets."""
+    variables = {"DMLC_ROLE": "server", "DMLC_NUM_SERVER": str(nodes), "DMLC_NUM_WORKER": "0", "DMLC_PS_ROOT_URI": host,
+                 "DMLC_PS_ROOT_PORT": str(port), "LAPSE_RANK": str(rank), **secrets.environment(rank)}
+    return {**variables, "LAPSE_IPC_DIR": folder} if folder else variables
 
 
 def scheduler_config(nodes: int, host: str, secrets: Secrets, environ, **settings) -> Config:
@@ -73,27 +79,67 @@ def scheduler_config(nodes: int, host: str, secrets: Secrets, environ, **setting
                        **settings)
 
 
-def run(command: Sequence[str], nodes: int, *, stdout=None, stderr=None, environ=None) -> int:
+def die_with_us() -> list[str]:
+    """What to put before a command so that its process is killed when this one dies."""
+    return [sys.executable, "-I", "-S", str(Path(_exec.__file__).absolute()), str(os.getpid())] if sys.executable else []
+
+
+def run(command: Sequence[str], nodes: int, *, stdout=None, stderr=None, environ=None, place: Here | Ssh | None = None) -> int:
     """Run `command` as `nodes` nodes and return the exit code for this process: 0 when all nodes ended with 0.
 
     Else the code of the node that failed first (128 + n when signal n killed it; 1 when it did not end by itself), 130 after
-    Ctrl-C, 127 or 126 when the command cannot be executed. Every line of output gets the prefix "[node N] ". Nodes
-    read nothing from standard input. Signals are handled when this is called from the main thread.
+    Ctrl-C, 127 or 126 when the command cannot be executed. `place` is where the nodes run, this host when it is None. Every line of
+    output gets the prefix "[node N] ", or "[node N HOST] ". Nodes read nothing from standard input. Signals are handled when this is
+    called from the main thread.
     """
     try:
         if nodes < 1:
             raise CommandError(f"{nodes} nodes: at least one is needed", 2)
         if not command:
             raise CommandError("no command given", 2)
-        find_command(command[0])
+        place = place or Here()
+        place.check(list(command))
+        environ = dict(os.environ if environ is None else environ)
+        security = place.security(environ)
     except CommandError as error:
         log.error("%s", error)
         return error.code
-    environ = dict(os.environ if environ is None else environ)
-    return _Run(list(command), nodes, stdout, stderr, environ).run()
+    return _Run(list(command), nodes, stdout, stderr, environ, place, security).run()
 
 
-class _Stream:
+class Here:
+    """This host: where the nodes of a job run when nothing else is said."""
+
+    folder_here = True      # the launcher makes the folder for ipc sockets
+
+    def check(self, command: list[str]) -> None:
+        """Raise CommandError when it is clear that the command cannot be executed."""
+        find_command(command[0])
+
+    def security(self, environ: dict[str, str]) -> str | None:
+        """The security mode of the job."""
+        return environ.get("LAPSE_SECURITY")
+
+    def root_host(self, environ: dict[str, str]) -> str:
+        """Where the scheduler listens."""
+        return "127.0.0.1"
+
+    def prepare(self, interrupted: Callable[[], bool]) -> None:
+        """What comes before the nodes; ends early when `interrupted()`."""
+
+    def prefix(self, rank: int) -> bytes:
+        """What comes before each line that a node writes."""
+        return b"[node %d] " % rank
+
+    def start(self, rank: int, command: list[str], environ: dict[str, str], job: dict[str, str]) -> Node:
+        """Start a node: `environ` is that of the launcher, `job` has the job's variables."""
+        base = {name: value for name, value in environ.items() if name not in NOT_PASSED_ON}
+        process = subprocess.Popen([*die_with_us(), *command], env={"PYTHONUNBUFFERED": "1", **base, **job}, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, bufsize=0)
+        return Node(rank, process)
+
+
+class Stream:
     """One output stream of one node, cut into lines."""
 
     def __init__(self, prefix: bytes, pipe, sink):
@@ -110,19 +156,43 @@ class _Stream:
         if len(self.rest) >= LINE_BYTES or (not data and self.rest):
             lines.append(self.rest)
             self.rest = b""
+        lines = self.select(lines)
         if lines:
             self.sink.write(b"".join(self.prefix + line + b"\n" for line in lines))
             self.sink.flush()
 
+    def select(self, lines: list[bytes]) -> list[bytes]:
+        """Which of the lines, and which others, are written."""
+        return lines
 
-class _Node:
+
+class Node:
+    """One node of the job, and the process of this host that stands for it."""
+
     def __init__(self, rank: int, process: subprocess.Popen):
         self.rank = rank
         self.process = process
-        self.pid = process.pid
+        self.pid = process.pid          # of the node
+        self.host = ""                  # another one than this
+        self.trouble = ""               # what happened to it, where its status does not say that
         self.status: int | None = None  # as subprocess's returncode; known before the process is reaped
         self.signalled = False          # by us: how it ended says nothing
         self.pidfd: int | None = None
+
+    def streams(self, prefix: bytes, sinks) -> list[Stream]:
+        """Its output, of which each line gets the prefix."""
+        return [Stream(prefix, pipe, sink) for pipe, sink in zip((self.process.stdout, self.process.stderr), sinks, strict=True)]
+
+    waits_to_send = False               # by `flush`, into process.stdin
+
+    def flush(self) -> None:
+        pass
+
+    def end(self, deadline: float) -> None:
+        """Reap the process, which has been killed, by the deadline where that takes something else than this host."""
+        self.process.wait()
+        for pipe in (self.process.stdout, self.process.stderr):
+            pipe.close()
 
     def signal(self, number: int) -> None:
         """To the whole group, which exists at least as the unreaped process itself."""
@@ -146,13 +216,20 @@ class _Node:
         return True
 
     @property
+    def how(self) -> str:
+        """How it ended."""
+        return self.trouble or end_text(self.status)
+
+    @property
     def failed_by_itself(self) -> bool:
         return bool(self.status) and not (self.signalled and self.status < 0)
 
 
 class _Run:
-    def __init__(self, command: list[str], nodes: int, stdout, stderr, environ: dict[str, str]):
+    def __init__(self, command: list[str], nodes: int, stdout, stderr, environ: dict[str, str], place: Here | Ssh, security: str | None):
         self._command = command
+        self._place = place
+        self._security = security
         self._num_nodes = nodes
         self._sinks = (_sink(stdout, sys.stdout), _sink(stderr, sys.stderr))
         self._environ = environ
@@ -160,8 +237,8 @@ class _Run:
         self._waker = sockets.Waker()
         self._signals: list[int] = []
         self._stopped_by = 0                        # the signal that ended the job
-        self._nodes: list[_Node] = []
-        self._failed: list[_Node] = []              # in time
+        self._nodes: list[Node] = []
+        self._failed: list[Node] = []              # in time
         self._plan: list[tuple[float, int]] = []    # (when, signal) still to be sent to all
         self._ending = False
         self._streams = 0
@@ -172,22 +249,26 @@ class _Run:
         handlers = self._catch_signals()
         folder = scheduler = thread = None
         try:
-            folder = ipc.Folder()
-            host = "127.0.0.1"
+            folder = ipc.Folder() if self._place.folder_here else None
             try:
-                secrets = Secrets.make(self._num_nodes, self._environ.get("LAPSE_SECURITY"))
-                config = scheduler_config(self._num_nodes, host, secrets, self._environ)
+                host = self._place.root_host(self._environ)
+                self._place.prepare(lambda: bool(self._signals))
+                if self._signals:
+                    self._obey_signals(time.monotonic())
+                    return self._outcome()
+                secrets = Secrets.make(self._num_nodes, self._security)
+                config = scheduler_config(self._num_nodes, host, secrets, self._environ, security=self._security)
                 scheduler = Scheduler(config, launched=True, on_end=self._on_end)
             except (LapseError, ValueError) as error:
                 log.error("%s", error)
-                return 1
+                return getattr(error, "code", 1)
             self._scheduler = scheduler
             thread = threading.Thread(target=self._schedule, name="lapse-scheduler", daemon=True)
             thread.start()
             self._selector.register(self._waker.fd, selectors.EVENT_READ, None)
             try:
                 for rank in range(self._num_nodes):
-                    self._start(rank, job_environment(rank, self._num_nodes, host, scheduler.port, secrets, folder.path))
+                    self._start(rank, job_environment(rank, self._num_nodes, host, scheduler.port, secrets, folder and folder.path))
                 self._loop()
             finally:
                 self._end_everything()
@@ -205,21 +286,15 @@ class _Run:
     # -- starting
 
     def _start(self, rank: int, job: dict[str, str]) -> None:
-        base = {name: value for name, value in self._environ.items() if name not in NOT_PASSED_ON}
-        environ = {"PYTHONUNBUFFERED": "1", **base, **job}
-        wrapper = [sys.executable, "-I", "-S", str(Path(_exec.__file__).absolute()), str(os.getpid())] if sys.executable else []
-        process = subprocess.Popen([*wrapper, *self._command], env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, start_new_session=True, bufsize=0)
-        node = _Node(rank, process)
+        node = self._place.start(rank, self._command, self._environ, job)
         self._nodes.append(node)
-        log.info("started node %d, pid %d", rank, node.pid)
-        prefix = b"[node %d] " % rank
-        for pipe, sink in zip((process.stdout, process.stderr), self._sinks, strict=True):
-            os.set_blocking(pipe.fileno(), False)
-            self._selector.register(pipe, selectors.EVENT_READ, _Stream(prefix, pipe, sink))
+        log.info("started node %d, pid %d", rank, node.process.pid)
+        for stream in node.streams(self._place.prefix(rank), self._sinks):
+            os.set_blocking(stream.pipe.fileno(), False)
+            self._selector.register(stream.pipe, selectors.EVENT_READ, stream)
             self._streams += 1
         try:
-            node.pidfd = os.pidfd_open(node.pid)
+            node.pidfd = os.pidfd_open(node.process.pid)
             self._selector.register(node.pidfd, selectors.EVENT_READ, node)
         except (AttributeError, OSError):
             node.pidfd = None
@@ -279,7 +354,7 @@ class _Run:
         due = [self._plan[0][0]] if self._plan else []
         if drain_until is not None:
             due.append(drain_until + KILL_AFTER)
-        if any(node.status is None and node.pidfd is None for node in self._nodes):
+        if any((node.status is None and node.pidfd is None) or node.waits_to_send for node in self._nodes):
             due.append(now + POLL)
         return max(0.0, min(due) - now) if due else None
 
@@ -287,10 +362,12 @@ class _Run:
         for key, _ in self._selector.select(timeout):
             if key.data is None:
                 self._waker.clear()
-            elif isinstance(key.data, _Stream):
+            elif isinstance(key.data, Stream):
                 self._copy(key.data)
+        for node in self._nodes:
+            node.flush()
 
-    def _copy(self, stream: _Stream) -> None:
+    def _copy(self, stream: Stream) -> None:
         try:
             data = os.read(stream.pipe.fileno(), READ_BYTES)
         except BlockingIOError:
@@ -310,12 +387,14 @@ class _Run:
     def _look_for_ended(self, now: float) -> None:
         for node in self._nodes:
             if node.look():
-                log.info("node %d (pid %d) %s", node.rank, node.pid, end_text(node.status))
+                log.info("node %d (pid %d) %s", node.rank, node.pid, node.how)
                 if node.pidfd is not None:
                     self._selector.unregister(node.pidfd)
                     os.close(node.pidfd)
-                if not (node.signalled and node.status < 0):
-                    self._scheduler.process_ended(node.rank, node.status, node.pid)
+                if node.trouble:
+                    self._scheduler.accuse(node.rank, node.trouble, node.host)
+                elif not (node.signalled and node.status < 0):
+                    self._scheduler.process_ended(node.rank, node.status, node.pid, node.host)
                 if node.failed_by_itself:
                     self._failed.append(node)
                     self._end_soon(now, FAILURE_GRACE)
@@ -352,10 +431,9 @@ class _Run:
         """Leave nothing behind: end the groups, then reap."""
         for node in self._nodes:
             node.signal(signal.SIGKILL)
+        deadline = time.monotonic() + KILL_AFTER
         for node in self._nodes:
-            node.process.wait()
-            for pipe in (node.process.stdout, node.process.stderr):
-                pipe.close()
+            node.end(deadline)
 
     # -- the end
 
@@ -370,13 +448,14 @@ class _Run:
         if verdict is None:
             if first is None:
                 return 0
-            log.error("%s", failure_text(first.rank, "", first.pid, end_text(first.status), ""))
+            log.error("%s", failure_text(first.rank, first.host, first.pid, first.how, ""))
             return _code(first.status)
         root = first
         if verdict.rank is not None:
             node = self._nodes[verdict.rank]
             root = node if node.failed_by_itself else None
-        how = end_text(root.status) if root is not None else ""
+            verdict = verdict._replace(host=node.host or verdict.host)     # as the user calls it
+        how = root.how if root is not None else ""
         if how and how not in verdict.cause:
             who = "" if verdict.rank is not None else f"node {root.rank} "
             verdict = verdict._replace(cause=f"{verdict.cause} ({who}{how})")

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections import deque
+from functools import partial
 
 import zmq
 
@@ -72,13 +73,13 @@ class Scheduler:
         """How many nodes have joined so far. Any thread."""
         return len(self._coordinator.members)
 
-    def process_ended(self, rank: int, status: int, pid: int) -> None:
-        """The launcher's word: how a node's process ended (subprocess's returncode)."""
-        self._command(self._coordinator.ended, rank, status, pid)
+    def process_ended(self, rank: int, status: int, pid: int, host: str = "") -> None:
+        """The launcher's word: how a node's process ended (subprocess's returncode). `host` is "" for this one."""
+        self._command(partial(self._coordinator.ended, host=host), rank, status, pid)
 
-    def accuse(self, rank: int | None, cause: str) -> None:
+    def accuse(self, rank: int | None, cause: str, host: str = "") -> None:
         """The launcher's word: the job fails, by this rank or (None) by something outside of the nodes."""
-        self._command(self._coordinator.accuse, rank, cause)
+        self._command(partial(self._coordinator.accuse, host=host), rank, cause)
 
     def stop(self) -> None:
         """End `run`, whatever the state of the job; nodes that are still there notice that the scheduler is gone."""

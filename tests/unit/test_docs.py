@@ -137,6 +137,7 @@ def test_options_of_a_test_program(monkeypatch, name):
 
 def test_options_of_the_launcher(monkeypatch):
     launcher = sys.modules["lapse.launch"]      # (`lapse.launch` is the function)
+    monkeypatch.setattr(sys, "executable", "python")
     assert documented("The launcher") == options(catch(monkeypatch, lambda: launcher.main([])))
     assert "--num-workers" in section("docs/options.md", "The launcher")
 
