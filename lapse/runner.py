@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +128,10 @@ class Here:
     def prepare(self, interrupted: Callable[[], bool]) -> None:
         """What comes before the nodes; ends early when `interrupted()`."""
 
+    def may_start(self, rank: int) -> bool:
+        """Whether this node may be started now, or is to wait until something has happened to those that have been."""
+        return True
+
     def prefix(self, rank: int) -> bytes:
         """What comes before each line that a node writes."""
         return b"[node %d] " % rank
@@ -183,10 +188,10 @@ class Node:
         """Its output, of which each line gets the prefix."""
         return [Stream(prefix, pipe, sink) for pipe, sink in zip((self.process.stdout, self.process.stderr), sinks, strict=True)]
 
-    waits_to_send = False               # by `flush`, into process.stdin
+    restless = False                    # it wants `serve` to be called now and then
 
-    def flush(self) -> None:
-        pass
+    def serve(self) -> None:
+        """What it has to do for itself; never blocks."""
 
     def end(self, deadline: float) -> None:
         """Reap the process, which has been killed, by the deadline where that takes something else than this host."""
@@ -237,7 +242,8 @@ class _Run:
         self._waker = sockets.Waker()
         self._signals: list[int] = []
         self._stopped_by = 0                        # the signal that ended the job
-        self._nodes: list[Node] = []
+        self._to_start: deque = deque()             # (rank, its variables)
+        self._nodes: list[Node] = []                # by rank
         self._failed: list[Node] = []              # in time
         self._plan: list[tuple[float, int]] = []    # (when, signal) still to be sent to all
         self._ending = False
@@ -267,8 +273,8 @@ class _Run:
             thread.start()
             self._selector.register(self._waker.fd, selectors.EVENT_READ, None)
             try:
-                for rank in range(self._num_nodes):
-                    self._start(rank, job_environment(rank, self._num_nodes, host, scheduler.port, secrets, folder and folder.path))
+                self._to_start.extend((rank, job_environment(rank, self._num_nodes, host, scheduler.port, secrets, folder and folder.path))
+                                      for rank in range(self._num_nodes))
                 self._loop()
             finally:
                 self._end_everything()
@@ -284,6 +290,13 @@ class _Run:
             self._waker.close()
 
     # -- starting
+
+    def _start_nodes(self) -> None:
+        """Start as many as may be started now; none any more once the job is about to end."""
+        if self._ending:
+            self._to_start.clear()
+        while self._to_start and self._place.may_start(self._to_start[0][0]):
+            self._start(*self._to_start.popleft())
 
     def _start(self, rank: int, job: dict[str, str]) -> None:
         node = self._place.start(rank, self._command, self._environ, job)
@@ -341,7 +354,8 @@ class _Run:
                 self._end_soon(now, FAILURE_GRACE)
             while self._plan and now >= self._plan[0][0]:
                 self._signal_all(self._plan.pop(0)[1])
-            if all(node.status is not None for node in self._nodes):
+            self._start_nodes()
+            if not self._to_start and all(node.status is not None for node in self._nodes):
                 if drain_until is None:
                     drain_until = now + POLL
                     for node in self._nodes:
@@ -354,7 +368,7 @@ class _Run:
         due = [self._plan[0][0]] if self._plan else []
         if drain_until is not None:
             due.append(drain_until + KILL_AFTER)
-        if any((node.status is None and node.pidfd is None) or node.waits_to_send for node in self._nodes):
+        if any((node.status is None and node.pidfd is None) or node.restless for node in self._nodes):
             due.append(now + POLL)
         return max(0.0, min(due) - now) if due else None
 
@@ -365,7 +379,7 @@ class _Run:
             elif isinstance(key.data, Stream):
                 self._copy(key.data)
         for node in self._nodes:
-            node.flush()
+            node.serve()
 
     def _copy(self, stream: Stream) -> None:
         try:

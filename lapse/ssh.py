@@ -28,13 +28,14 @@ from typing import NamedTuple
 from lapse import _remote, hosts
 from lapse.coordinator import end_text
 from lapse.errors import LapseError
-from lapse.runner import NOT_PASSED_ON, CommandError, Node, Stream, die_with_us
+from lapse.runner import KILL_AFTER, NOT_PASSED_ON, CommandError, Node, Stream, die_with_us
 
 log = logging.getLogger("lapse.launch")
 
 SSH_FAILED = 255
 EARLY_LINES = 100           # of ssh's own words that are kept
 CONNECT_TIMEOUT = 10        # seconds
+AT_ONCE = 6                 # connections to one host on which nobody is logged in yet: sshd refuses some of more than 10 (MaxStartups)
 FIRST = ("-T", "-o", "BatchMode=yes")   # comes before what the user gives: ssh takes the first value of an option
 DEFAULTS = ("-o", f"ConnectTimeout={CONNECT_TIMEOUT}", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
             "-o", "ClearAllForwardings=yes", "-o", "ControlMaster=no")
@@ -107,6 +108,7 @@ class Ssh:
     sync_dir: str | None = None
     python: str = sys.executable or "python3"
     environ: dict[str, str] = field(default_factory=dict)   # more variables for the nodes
+    nodes: list[RemoteNode] = field(default_factory=list)   # that have been started
 
     folder_here = False                 # lapse/_remote.py makes the folders for ipc sockets
 
@@ -194,6 +196,10 @@ class Ssh:
 
     # -- the nodes
 
+    def may_start(self, rank: int) -> bool:
+        host = self._host(rank)
+        return sum(node.status is None and not node.started and self._host(node.rank) == host for node in self.nodes) < AT_ONCE
+
     def prefix(self, rank: int) -> bytes:
         return f"[node {rank} {self._host(rank).name}] ".encode()
 
@@ -212,6 +218,7 @@ class Ssh:
                            "environ": {"PYTHONUNBUFFERED": "1", **passed, **self.environ, **job}}).encode()
         os.set_blocking(process.stdin.fileno(), False)
         node.send(b"%d\n%s" % (len(text), text))
+        self.nodes.append(node)
         return node
 
 
@@ -229,6 +236,7 @@ class RemoteNode(Node):
         self._told: int | None = None           # the status that the other end has reported
         self._outgoing = b""
         self._errors: _Errors | None = None
+        self._give_up: float | None = None      # when ssh is killed, if nothing comes back
         self._patience: float | None = None     # until when standard error may come after the end of ssh
 
     def streams(self, prefix: bytes, sinks) -> list[Stream]:
@@ -239,9 +247,9 @@ class RemoteNode(Node):
 
     def send(self, data: bytes) -> None:
         self._outgoing += data
-        self.flush()
+        self._flush()
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Send what can be sent without waiting."""
         try:
             while self._outgoing and not self.process.stdin.closed:
@@ -252,11 +260,18 @@ class RemoteNode(Node):
             self._outgoing = b""
 
     @property
-    def waits_to_send(self) -> bool:
-        return bool(self._outgoing)
+    def restless(self) -> bool:
+        return bool(self._outgoing) or (self._give_up is not None and self.status is None)
+
+    def serve(self) -> None:
+        self._flush()
+        if self._give_up is not None and time.monotonic() > self._give_up:
+            self._end_ssh(signal.SIGKILL)   # nothing is heard of it: its host is frozen, or the network is cut
 
     def signal(self, number: int) -> None:
         self.signalled = self.signalled or self.status is None
+        if number == signal.SIGKILL:
+            self._give_up = self._give_up or time.monotonic() + KILL_AFTER
         if self.started:
             self.send(b"%d\n" % number)
         elif number != signal.SIGCONT:
@@ -309,6 +324,8 @@ class RemoteNode(Node):
         """ssh has ended without a word about the node."""
         status = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         why = _last(self.early, end_text(status))
+        for line in self.early:
+            log.info("node %d: %s", self.rank, line.decode(errors="replace"))
         if self.started:
             self.trouble = f"the connection to host {self.host} broke (ssh {end_text(status)})"
         elif status in (126, 127):

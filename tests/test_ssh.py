@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from lapse import ssh
+
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0
 SSHD = shutil.which("sshd", path=os.defpath + os.pathsep + os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/usr/local/sbin")
@@ -135,8 +137,8 @@ class Cluster:
         return path
 
     def arguments(self, nodes: int, *more) -> list[str]:
-        ssh = f"-F none -o UserKnownHostsFile={self.folder / 'known'} -o StrictHostKeyChecking=yes -o GlobalKnownHostsFile=none"
-        return ["-H", str(self.folder / "hosts"), "-s", str(nodes), "-i", str(self.folder / "id"), "--ssh-options", ssh, *map(str, more)]
+        words = f"-F none -o UserKnownHostsFile={self.folder / 'known'} -o StrictHostKeyChecking=yes -o GlobalKnownHostsFile=none"
+        return ["-H", str(self.folder / "hosts"), "-s", str(nodes), "-i", str(self.folder / "id"), "--ssh-options", words, *map(str, more)]
 
     def run(self, nodes: int, *command, launcher=TRACKER, options=(), cwd=ROOT, env=None, timeout=PATIENCE):
         return subprocess.run([*launcher, *self.arguments(nodes, *options), *map(str, command)], capture_output=True, text=True, cwd=cwd,
@@ -431,13 +433,50 @@ def test_ctrl_c(cluster, number):
 
 
 def test_ctrl_c_while_hosts_do_not_answer(cluster):
-    with socket.create_server(("127.0.0.7", 0)) as silent:      # takes connections, says nothing
+    """And no host gets more connections at once than an sshd accepts from people who have not logged in."""
+    with socket.create_server(("127.0.0.7", 0)) as silent, contextlib.ExitStack() as stack:     # takes connections, says nothing
         cluster.hosts([f"127.0.0.7:{silent.getsockname()[1]}"])
-        job = Background(cluster, 2, "true")
+        job = Background(cluster, 12, "true")
         silent.settimeout(PATIENCE)
-        with silent.accept()[0]:
-            job.popen.send_signal(signal.SIGINT)
-            assert job.end() == 130, job.output
+        for _ in range(ssh.AT_ONCE):
+            stack.enter_context(silent.accept()[0])
+        silent.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            silent.accept()
+        job.popen.send_signal(signal.SIGINT)
+        assert job.end() == 130, job.output
+
+
+def test_many_nodes_on_one_host(cluster):
+    cluster.hosts([f"{cluster.sshds[0].address}:{cluster.sshds[0].port}"])
+    done = cluster.run(9, *program(cluster, REPORT))
+    assert done.returncode == 0, done.stderr
+    assert [entry["rank"] for entry in facts(done.stdout)] == list(range(9))
+
+
+def test_a_command_that_is_longer_than_a_pipe(cluster):
+    words = [letter * 100_000 for letter in "abc"]
+    done = cluster.run(1, sys.executable, "-c", "import sys; print([(word[0], len(word)) for word in sys.argv[1:]])", *words)
+    assert done.returncode == 0 and f"] {[(letter, 100_000) for letter in 'abc']}\n" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("what", ["node", "guard"])
+def test_a_frozen_node(cluster, what):
+    """The node itself, or what watches over it: the launcher ends, and names it."""
+    job = Background(cluster, 2, *program(cluster, SLEEP))
+    job.until(b"] up ", 2)
+    pid = int(re.search(rb"^\[node 1 [\d.]+\] up (\d+)", job.output, re.MULTILINE)[1])
+    if what == "guard":
+        guard = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(guard, signal.SIGSTOP)
+        job.popen.send_signal(signal.SIGTERM)
+        assert job.end() == 128 + 15
+        os.kill(guard, signal.SIGCONT)
+    else:
+        os.kill(pid, signal.SIGSTOP)
+        assert job.end() != 0
+        assert re.search(rb"^lapse: node 1 \(127\.0\.0\.3, pid %d\): " % pid, job.output, re.MULTILINE), job.output
+    assert not cluster.gone()
 
 
 def test_the_death_of_the_launcher(cluster):

@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lapse.config import Config
 from lapse.errors import LapseError, NodeFailure
 from lapse.keys import Keys
 from lapse.launch import launch
+from lapse.scheduler import Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
@@ -330,6 +332,29 @@ def test_a_member_in_the_name_of_another_is_caught_and_named():
         run_job(attack=impersonate)
     assert error.value.rank == 0
     assert error.value.noticed_by.startswith("node 1")
+
+
+def test_a_member_that_joins_in_the_name_of_another_is_refused():
+    nodes, own = keys.make(2)
+    scheduler = Scheduler(Config(num_keys=1, num_threads=1, role="scheduler", num_nodes=2, keys=own), launched=True)
+    thread = threading.Thread(target=scheduler.run)
+    thread.start()
+    try:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.linger = 0
+            dealer.curve_publickey, dealer.curve_secretkey = nodes[0].public.encode(), nodes[0].secret.encode()
+            dealer.curve_serverkey = own.public.encode()
+            dealer.connect(f"tcp://127.0.0.1:{scheduler.port}")
+            for hint, words in ((1, "its key is that of node 0, not of node 1"), (None, "not of node None")):
+                dealer.send(control.encode("join", version=control.VERSION, nodes=2, threads=1, host="h", place="p", pid=1, hint=hint,
+                                           description={}, join_timeout=10, barrier_warning=10))
+                assert dealer.poll(PATIENCE * 1000)
+                answer = control.decode(dealer.recv_multipart())
+                assert answer["type"] == "refused" and words in answer["reason"]
+            assert scheduler.joined == 0
+    finally:
+        scheduler.stop()
+        thread.join(PATIENCE)
 
 
 # -- started by hand
