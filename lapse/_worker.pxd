@@ -8,8 +8,8 @@ push and set have copied vals and keys when they return. The arrays of a pull be
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._protocol cimport Protocol, worker_t
-from lapse._store cimport OWNED, latch, store_t, unlatch
-from lapse._sync cimport load_i32, load_i64, peek_u64, prefetch_read, prefetch_write, unlikely
+from lapse._store cimport OWNED, latch_slot
+from lapse._sync cimport load_i32, load_i64, peek_u64, prefetch_read, prefetch_write, store_u64, unlikely
 from lapse._types cimport Key, Timestamp
 from lapse._van cimport Van
 
@@ -66,53 +66,74 @@ cdef class Worker:
 # --- in place on two rows, inlined into the caller's loop -------------------------------------------------------------------------------
 # acquire() of two keys and release(3) of both, for loops in which the call would cost more than the arithmetic; and hints for the
 # processor, which do nothing for a key that is not local: first the key's slot, some positions later its row.
+#
+# What a locked instruction is followed by has to wait for it. So all that these need is looked up once, before the loop, and lies in
+# local variables of the caller, which the compiler keeps in registers: nothing but the rows is read behind the latches.
 
-cdef inline int acquire_two(Worker self, const Key* keys, void** rows) noexcept nogil:
-    """What acquire(keys, 2, rows) does and returns."""
-    cdef worker_t* w = self.w
-    cdef store_t* s
-    cdef int first = keys[1] < keys[0]
-    cdef Key a = keys[first], b = keys[1 - first]
-    cdef uint64_t one, two
-    if unlikely(w == NULL or load_i32(&self.van.state) != 0 or w.held != 0 or not self.protocol.shared_memory
-                or load_i64(&w.pins.cached) != 0):
-        return self.acquire(keys, 2, rows)
-    s = self.protocol.store
-    if unlikely(a < 0 or a == b or b >= s.num_keys):
-        return self.acquire(keys, 2, rows)
-    one = latch(s, a)
-    two = latch(s, b)
-    if unlikely(not (one & two & OWNED) or (one | two) >> 63):
-        unlatch(s, b, two)
-        unlatch(s, a, one)
-        return self.acquire(keys, 2, rows)
-    rows[first] = <void*>(one & ~<uint64_t>7)
-    rows[1 - first] = <void*>(two & ~<uint64_t>7)
-    w.held_keys[0], w.held_keys[1] = a, b
-    w.held_words[0], w.held_words[1] = one, two
-    w.held = w.held_rows = 2
-    w.counters.pulled_local += 2
-    return 2
+cdef struct sight_t:            # what acquire_two has to know of a worker and its store; valid as long as the Worker
+    worker_t* w
+    const int32_t* state        # of the van
+    uint64_t* slots
+    Key num_keys                # 0: nothing can be had in place
+
+cdef struct two_rows_t:         # what acquire_two holds
+    void* row[2]
+    uint64_t* slot[2]
+    uint64_t word[2]
 
 
-cdef inline void release_two(Worker self) noexcept nogil:
-    """What release(3) does, behind an acquire_two that returned 2."""
-    cdef worker_t* w = self.w
-    cdef store_t* s = self.protocol.store
-    unlatch(s, w.held_keys[0], w.held_words[0])
-    unlatch(s, w.held_keys[1], w.held_words[1])
-    w.held = w.held_rows = 0
-    w.counters.pushed_local += 2
+cdef inline bint look(Worker self, sight_t* sight) noexcept nogil:
+    """Look up what acquire_two and the hints need; 0 when nothing can be had in place: then acquire_two always fails, and the hints
+    must not be used."""
+    sight.w, sight.state, sight.slots, sight.num_keys = NULL, NULL, NULL, 0
+    if self.w == NULL or not self.protocol.shared_memory:
+        return False
+    sight.w, sight.state = self.w, &self.van.state
+    sight.slots, sight.num_keys = self.protocol.store.slots, self.protocol.store.num_keys
+    return True
 
 
-cdef inline void prefetch_slot(Worker self, Key key) noexcept nogil:
+cdef inline bint acquire_two(const sight_t* sight, Key a, Key b, two_rows_t* two) noexcept nogil:
+    """Acquire the rows of two keys in place, as `acquire` does, when both are here; 0 when this is not to be had, and nothing is held
+    then: `acquire` tells why, or goes a longer way."""
+    if unlikely(<uint64_t>a >= <uint64_t>sight.num_keys or <uint64_t>b >= <uint64_t>sight.num_keys or a == b
+                or load_i32(sight.state) != 0 or sight.w.held != 0 or load_i64(&sight.w.pins.cached) != 0):
+        return False
+    two.slot[0] = sight.slots + a
+    two.slot[1] = sight.slots + b
+    if a < b:
+        two.word[0] = latch_slot(two.slot[0])
+        two.word[1] = latch_slot(two.slot[1])
+    else:
+        two.word[1] = latch_slot(two.slot[1])
+        two.word[0] = latch_slot(two.slot[0])
+    if unlikely(not (two.word[0] & two.word[1] & OWNED) or (two.word[0] | two.word[1]) >> 63):
+        store_u64(two.slot[0], two.word[0])
+        store_u64(two.slot[1], two.word[1])
+        return False
+    two.row[0] = <void*>(two.word[0] & ~<uint64_t>7)
+    two.row[1] = <void*>(two.word[1] & ~<uint64_t>7)
+    sight.w.held = 2
+    sight.w.counters.pulled_local += 2
+    return True
+
+
+cdef inline void release_two(const sight_t* sight, const two_rows_t* two) noexcept nogil:
+    """What release(3) does, behind an acquire_two that succeeded."""
+    store_u64(two.slot[0], two.word[0])
+    store_u64(two.slot[1], two.word[1])
+    sight.w.held = 0
+    sight.w.counters.pushed_local += 2
+
+
+cdef inline void prefetch_slot(const sight_t* sight, Key key) noexcept nogil:
     """Have the key's slot in the cache soon. The key must exist."""
-    prefetch_read(self.protocol.store.slots + key)
+    prefetch_read(sight.slots + key)
 
 
-cdef inline void prefetch_row(Worker self, Key key, size_t bytes) noexcept nogil:
+cdef inline void prefetch_row(const sight_t* sight, Key key, size_t bytes) noexcept nogil:
     """Have the first bytes of the key's row in the cache soon, if it is here. The key must exist."""
-    cdef uint64_t word = peek_u64(self.protocol.store.slots + key)
+    cdef uint64_t word = peek_u64(sight.slots + key)
     cdef char* row = <char*>(word & ~<uint64_t>7)
     cdef size_t at = 0
     if not word & OWNED or word >> 63:

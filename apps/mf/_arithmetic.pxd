@@ -9,6 +9,8 @@ cell in the objective of Gemulla et al., Large-Scale Matrix Factorization with D
 """
 from libc.stdint cimport uint64_t
 
+ctypedef void (*step_t)(void* w, void* h, size_t n, double x, double f, double shrink_w, double shrink_h) noexcept nogil
+
 cdef extern from *:
     """
     #include <stddef.h>
@@ -118,7 +120,7 @@ cdef extern from *:
     """
     ctypedef struct arithmetic_t "mf_arithmetic_t":
         double (*dot)(const void* w, const void* h, size_t n) noexcept nogil
-        void (*step)(void* w, void* h, size_t n, double x, double f, double shrink_w, double shrink_h) noexcept nogil
+        step_t step
         void (*delta)(const void* w, const void* h, void* dw, void* dh, size_t n, double x, double f, double shrink_w,
                       double shrink_h) noexcept nogil
     const arithmetic_t* arithmetic "mf_arithmetic"(int is_double, int best) noexcept nogil
