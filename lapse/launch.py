@@ -82,7 +82,7 @@ class _Launch:
                 self._start(rank)
             if self._num_nodes > 1:
                 folder = ipc.Folder()
-                security = self._task["setup"].get("security") or os.environ.get("LAPSE_SECURITY")
+                security = self._task["setup"].get("security") or os.environ.get("LAPSE_SECURITY") or None
                 secrets = Secrets.make(self._num_nodes, security)
                 config = scheduler_config(self._num_nodes, HOST, secrets, os.environ, security=security)
                 self._scheduler = Scheduler(config, launched=True, on_end=self._on_end)

@@ -119,7 +119,7 @@ class Here:
 
     def security(self, environ: dict[str, str]) -> str | None:
         """The security mode of the job."""
-        return environ.get("LAPSE_SECURITY")
+        return environ.get("LAPSE_SECURITY") or None
 
     def root_host(self, environ: dict[str, str]) -> str:
         """Where the scheduler listens."""

@@ -222,6 +222,17 @@ def test_a_job_with_keys(transport):
     assert len({result["secret"] for result in results}) == 3
 
 
+@pytest.mark.parametrize(("variable", "expected"), [("", "token"), ("token", "token"), ("curve", "curve"), ("none", "none")])
+def test_the_launchers_go_by_the_environment(monkeypatch, variable, expected):
+    monkeypatch.setenv("LAPSE_SECURITY", variable)
+    assert launch(lambda worker: lapse.node._node.cluster.config.mode, 2, num_keys=1, value_length=1) == [[expected]] * 2
+    program = ("import lapse; lapse.setup(1, 1); server = lapse.Server(1); print('mode', lapse.node._node.config.mode, flush=True); "
+               "server.shutdown()")
+    done = subprocess.run([sys.executable, "-m", "lapse", "run", "-s", "2", sys.executable, "-c", program], cwd=ROOT, capture_output=True,
+                          text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0 and done.stdout.count(f"mode {expected}\n") == 2, done.stderr
+
+
 def strangers(public: str, member: Keys) -> dict:
     """{what a stranger tries: set it up on a socket}; the server's public key, and a member's keys for what needs them."""
     own_public, own_secret = zmq.curve_keypair()
