@@ -41,6 +41,18 @@ cdef cnp.ndarray key_array(object keys):
     return a
 
 
+cdef cnp.ndarray drawn_array(object keys):
+    cdef cnp.ndarray a
+    if Py_TYPE(keys) == <PyTypeObject*>cnp.ndarray:
+        a = <cnp.ndarray>keys
+        if cnp.PyArray_ISCARRAY(a) and cnp.PyArray_TYPE(a) == cnp.NPY_INT64 and cnp.PyArray_NDIM(a) == 1:
+            return a
+    a = checked("keys", as_array("keys", keys), cnp.NPY_INT64, True)
+    if cnp.PyArray_NDIM(a) != 1:
+        raise ValueError(f"keys must have one dimension, not {cnp.PyArray_NDIM(a)}")
+    return a
+
+
 cdef cnp.ndarray value_array(object vals, int typenum, bint written):
     cdef cnp.ndarray a
     if Py_TYPE(vals) == <PyTypeObject*>cnp.ndarray:
@@ -66,7 +78,7 @@ cdef checked(str name, cnp.ndarray a, int typenum, bint written):
     if not cnp.PyArray_ISALIGNED(a):
         raise ValueError(f"{name} must be aligned in memory")
     if written and not cnp.PyArray_ISWRITEABLE(a):
-        raise ValueError(f"{name} must be writeable: values are pulled into this array")
+        raise ValueError(f"{name} must be writeable: {'keys are drawn' if name == 'keys' else 'values are pulled'} into this array")
     return a
 
 

@@ -25,5 +25,5 @@ cdef inline void tally(counters_t* c, int kind, int where, int64_t n) noexcept n
 
 
 cdef void note_relocation(protocol_counters_t*, int64_t took) noexcept nogil     # nanoseconds
-cdef dict positions_dict(const counters_t*)             # {"pulled_local": ..., ...}
+cdef dict worker_dict(const counters_t*)                # {"pulled_local": ..., ...}
 cdef dict relocations_dict(const protocol_counters_t*)  # {"answered": ..., "relocation_p99_ns": ..., ...}

@@ -30,10 +30,13 @@ cdef void note_relocation(protocol_counters_t* c, int64_t took) noexcept nogil:
     c.relocation_histogram[bucket_of(took)] += 1
 
 
-cdef dict positions_dict(const counters_t* counters):
+cdef dict worker_dict(const counters_t* counters):
     cdef const int64_t* c = <const int64_t*>counters
-    return {f"{name}_{where}": c[3 * i + j] for i, name in enumerate(("pulled", "pushed", "set", "localized"))
-            for j, where in enumerate(("local", "queued", "remote"))}
+    positions = {f"{name}_{where}": c[3 * i + j] for i, name in enumerate(("pulled", "pushed", "set", "localized"))
+                 for j, where in enumerate(("local", "queued", "remote"))}
+    return positions | {"sampled": counters.sampled, "sample_fallbacks": counters.sample_fallbacks,
+                        "sample_postponed": counters.sample_postponed, "pool_refills": counters.pool_refills,
+                        "pool_waits": counters.pool_waits}
 
 
 cdef dict relocations_dict(const protocol_counters_t* c):

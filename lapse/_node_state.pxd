@@ -24,6 +24,12 @@ cdef class NodeState:
         worker_t** workers      # owned; max_workers entries, NULL where there is none yet
         protocol_counters_t counters_
         trace_t* trace_         # owned; NULL: no key is traced
+        # the local sampling scheme's, see _here.pxd
+        Key watch_begin         # keys [watch_begin, watch_end) whose arrivals are noted; set before anything arrives
+        Key watch_end
+        int64_t* arrived        # owned, its entries atomic: arrival i is at i & arrived_mask, until another one takes the place
+        int64_t arrived_mask
+        int64_t arrivals        # atomic; how many there have been
         # what a violation was about
         readonly Key bad_key
         readonly Epoch bad_epoch
@@ -40,5 +46,7 @@ cdef class NodeState:
 
     # A worker of this node; `credit_ops` is rounded up to a power of two. NULL: out of memory. One thread at a time.
     cdef worker_t* add_worker(self, uint32_t index, int64_t credit_ops) noexcept nogil
+    # Note arrivals of these keys from now on, the last `room` (a power of two) of them. 0, or ERR_MEMORY.
+    cdef int watch(self, Key begin, Key end, int64_t room) noexcept nogil
     # The key is in range, or IndexError.
     cdef int check_key(self, Key key) except -1

@@ -6,14 +6,14 @@ from libc.string cimport memset
 import numpy
 
 from lapse._answers cimport answers_free
-from lapse._counters cimport positions_dict, relocations_dict
+from lapse._counters cimport worker_dict, relocations_dict
 from lapse._directory cimport cached_owner, digest_directory, directory_free, directory_new, home_of, owner_of
 from lapse._operations cimport counters_t, worker_free, worker_new
 from lapse._store cimport COMING, HERE, digest_rows, is_home, slot_word, state_of, store_free, store_new, transfer_of
 from lapse._sync cimport load_i64, store_u64
 from lapse._trace cimport trace_choose, trace_drain, trace_free, trace_new
 from lapse._transfers cimport transfer_free, transfer_t
-from lapse._types cimport FLOAT32, FLOAT64, INT32, INT64, MAX_NODES
+from lapse._types cimport ERR_MEMORY, FLOAT32, FLOAT64, INT32, INT64, MAX_NODES
 
 cdef Key MAX_KEYS = <Key>1 << 56     # more than any machine has memory for; sizes of tables stay far below 2**64
 
@@ -73,6 +73,7 @@ cdef class NodeState:
                     transfer_free(<transfer_t*>transfer_of(slot_word(self.store, key)))
         if self.store != NULL:
             store_free(self.store)
+        free(self.arrived)
         directory_free(self.directory)
         trace_free(self.trace_)
         if self.workers != NULL:
@@ -90,6 +91,16 @@ cdef class NodeState:
             w = worker_new(index, credit_ops, self.num_nodes)
             store_u64(<uint64_t*>&self.workers[index], <uint64_t><uintptr_t>w)
         return self.workers[index]
+
+    cdef int watch(self, Key begin, Key end, int64_t room) noexcept nogil:
+        free(self.arrived)
+        self.arrived_mask = room - 1
+        self.arrived = <int64_t*>calloc(room, sizeof(int64_t))
+        if self.arrived == NULL:
+            return ERR_MEMORY
+        self.watch_begin = begin
+        self.watch_end = end
+        return 0
 
     def connect(self, Sink sink not None):
         """Give the protocol its way out. Once, before anything is issued."""
@@ -163,8 +174,8 @@ cdef class NodeState:
     def counters(self):
         """Statistics so far: a dict of ints, with one dict per worker and one for operations through the server thread."""
         return {
-            "workers": [positions_dict(&self.workers[i].counters) for i in range(self.max_workers) if self.workers[i] != NULL],
-            "server": positions_dict(&self.server.counters),
+            "workers": [worker_dict(&self.workers[i].counters) for i in range(self.max_workers) if self.workers[i] != NULL],
+            "server": worker_dict(&self.server.counters),
             **relocations_dict(&self.counters_),
         }
 

@@ -25,6 +25,12 @@ cdef struct counters_t:         # positions (keys), by where they were found; wr
     int64_t pushed_local, pushed_queued, pushed_remote
     int64_t set_local, set_queued, set_remote
     int64_t localized_local, localized_queued, localized_remote
+    # sampling, see _sampling.pyx
+    int64_t sampled             # draws handed out
+    int64_t sample_fallbacks    # of them, those that the scheme could not serve: nothing (more) was local, or the pool had only repetitions
+    int64_t sample_postponed    # draws that were not local and went to the end of their handle
+    int64_t pool_refills        # groups that arrived; the pool's own worker
+    int64_t pool_waits          # how often a worker waited for the pool
 
 cdef struct worker_t:
     uint32_t index              # of the worker in its node

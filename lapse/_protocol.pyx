@@ -21,7 +21,7 @@ from lapse._pins cimport pin_drop
 from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, batch_bytes, epoch_of, expect_row,
                            expect_slot, first_out_of_range, gone_word, insert_row, is_home, latch, pull_rows, push_rows, remove_row, row_of,
                            set_rows, slot_word, state_of, store_t, stored_bytes, transfer_of, unlatch, visible_bytes)
-from lapse._sync cimport load_i64, load_u64, prefetch_write, unlikely
+from lapse._sync cimport load_i64, load_u64, prefetch_write, store_i64, unlikely
 from lapse._trace cimport trace_add
 from lapse._transfers cimport entry_free, entry_values, transfer_free
 from lapse._types cimport ERR_MEMORY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET
@@ -532,6 +532,9 @@ cdef class Protocol(Router):
             return self.blame(NO_MEMORY, key, epoch)
         rc = self.apply_queue(t, key, row_of(self.store, key, &now_here))
         unlatch(self.store, key, now_here)
+        if self.watch_begin <= key < self.watch_end:
+            store_i64(self.arrived + (self.arrivals & self.arrived_mask), key)
+            store_i64(&self.arrivals, self.arrivals + 1)        # after the key can be seen: see _here.pxd
         transfer_free(t)
         return rc
 

@@ -32,6 +32,10 @@ cdef enum:
     ERR_HELD = -9               # a call between acquire and release
     ERR_TOO_MANY = -10          # acquire of more keys than ACQUIRE_MAX; more than 2**32 - 1 keys in a call
     ERR_FORKED = -11            # a Lapse object of the parent, used in a forked child
+    ERR_NO_SAMPLING = -12       # enable_sampling_support has not been called
+    ERR_SAMPLE = -13            # a sample that this worker never prepared
+    ERR_SAMPLE_COUNT = -14      # more draws than were prepared, or left; more different ones than there are keys
+    ERR_DRAW = -15              # the distribution's callable failed, or gave something else than keys of the range
 
 cdef enum:
     ACQUIRE_MAX = 16            # keys of one in-place access

@@ -8,6 +8,7 @@ push and set have copied vals and keys when they return. The arrays of a pull be
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._protocol cimport Protocol, worker_t
+from lapse._sampling cimport Sampler
 from lapse._store cimport OWNED, latch_slot
 from lapse._sync cimport load_i32, load_i64, peek_u64, prefetch_read, prefetch_write, store_u64, unlikely
 from lapse._types cimport Key, Timestamp
@@ -29,6 +30,7 @@ cdef class Worker:
         public object signal    # what a signal handler raised while this worker waited; the Python face raises it on
         int64_t credit_bytes    # what may be under way at once
         int64_t patience        # nanoseconds for which a primitive waits for credit, then ERR_TIMEOUT; below 0: for ever
+        Sampler sampler         # None: sampling has not been enabled
     # Asynchronous primitives. They block only while the worker's credit is used up.
     cdef Timestamp pull(self, const Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef Timestamp push(self, const Key* keys, Py_ssize_t n, const void* vals) noexcept nogil
@@ -49,6 +51,14 @@ cdef class Worker:
     # call of this Worker returns ERR_HELD. Bit i of `changed` counts a push of keys[i].
     cdef int acquire(self, const Key* keys, int n, void** rows) noexcept nogil
     cdef int release(self, uint32_t changed) noexcept nogil
+    # Sampling, see docs/api.md. prepare_sample: a handle >= 0 for n draws, or an ERR_ code; does not block. draw_sample: the next n
+    # draws of a handle, their keys only: 0, or an ERR_ code and nothing drawn; the pool scheme blocks while the pool is empty.
+    # pull_sample: draw_sample, and a pull of what was drawn. finish_sample: the rest is given up; 0, also when it was used up, or
+    # ERR_SAMPLE.
+    cdef int64_t prepare_sample(self, int64_t n) noexcept nogil
+    cdef int draw_sample(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil
+    cdef Timestamp pull_sample(self, int64_t handle, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef int finish_sample(self, int64_t handle) noexcept nogil
     # Blocks until every worker slot of every node has come (takes the GIL); 0 or an ERR_ code.
     cdef int barrier(self) noexcept nogil
     cdef Py_ssize_t value_length(self, Key key) noexcept nogil         # visible numbers of a key
@@ -61,18 +71,29 @@ cdef class Worker:
     cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
     cdef bint pause_for(self, Timestamp ts) noexcept nogil
     cdef bint interrupted(self) noexcept nogil
+    # 1 when vals has been filled with the values of keys that were drawn and are here (keys that have left are drawn anew); else 0, or
+    # an ERR_ code.
+    cdef int pull_drawn(self, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
+    cdef void localize_ahead(self, const Key* keys, Py_ssize_t n) noexcept nogil
+    cdef int await_pool(self) noexcept nogil
+    cdef int sample_error(self, int code) noexcept nogil
 
 
 # --- in place on two rows, inlined into the caller's loop -------------------------------------------------------------------------------
 # acquire() of two keys and release(3) of both, for loops in which the call would cost more than the arithmetic; and hints for the
 # processor, which do nothing for a key that is not local: first the key's slot, some positions later its row.
 #
-# What a locked instruction is followed by has to wait for it. So all that these need is looked up once, before the loop, and lies in
-# local variables of the caller, which the compiler keeps in registers: nothing but the rows is read behind the latches.
+#     if look(worker, &sight):                  every thousand pairs, and after each other call of the worker
+#         if acquire_two(&sight, a, b, &two):
+#             ...                               arithmetic only, under 10 microseconds
+#             release_two(&two)
+#         count_pairs(&sight, how many)
+#
+# What a locked instruction is followed by has to wait for it. So all that these need is looked up before the loop and lies in local
+# variables of the caller, which the compiler keeps in registers; behind the latches nothing is read but the rows.
 
-cdef struct sight_t:            # what acquire_two has to know of a worker and its store; valid as long as the Worker
+cdef struct sight_t:            # what acquire_two has to know of a worker and its store
     worker_t* w
-    const int32_t* state        # of the van
     uint64_t* slots
     Key num_keys                # 0: nothing can be had in place
 
@@ -83,21 +104,20 @@ cdef struct two_rows_t:         # what acquire_two holds
 
 
 cdef inline bint look(Worker self, sight_t* sight) noexcept nogil:
-    """Look up what acquire_two and the hints need; 0 when nothing can be had in place: then acquire_two always fails, and the hints
-    must not be used."""
-    sight.w, sight.state, sight.slots, sight.num_keys = NULL, NULL, NULL, 0
-    if self.w == NULL or not self.protocol.shared_memory:
+    """Look up what the others need; 0 when nothing can be had in place now (the job has failed, shared_memory is off, operations by a
+    guessed route are unanswered): then acquire_two always fails, and the hints must not be used."""
+    cdef worker_t* w = self.w
+    sight.w, sight.slots, sight.num_keys = w, NULL, 0
+    if (w == NULL or not self.protocol.shared_memory or load_i32(&self.van.state) != 0 or w.held != 0
+            or load_i64(&w.pins.cached) != 0):
         return False
-    sight.w, sight.state = self.w, &self.van.state
     sight.slots, sight.num_keys = self.protocol.store.slots, self.protocol.store.num_keys
     return True
 
 
 cdef inline bint acquire_two(const sight_t* sight, Key a, Key b, two_rows_t* two) noexcept nogil:
-    """Acquire the rows of two keys in place, as `acquire` does, when both are here; 0 when this is not to be had, and nothing is held
-    then: `acquire` tells why, or goes a longer way."""
-    if unlikely(<uint64_t>a >= <uint64_t>sight.num_keys or <uint64_t>b >= <uint64_t>sight.num_keys or a == b
-                or load_i32(sight.state) != 0 or sight.w.held != 0 or load_i64(&sight.w.pins.cached) != 0):
+    """Latch the rows of two different keys that are both here; 0, and nothing is held, when that is not to be had."""
+    if unlikely(<uint64_t>a >= <uint64_t>sight.num_keys or <uint64_t>b >= <uint64_t>sight.num_keys or a == b):
         return False
     two.slot[0] = sight.slots + a
     two.slot[1] = sight.slots + b
@@ -108,22 +128,24 @@ cdef inline bint acquire_two(const sight_t* sight, Key a, Key b, two_rows_t* two
         two.word[1] = latch_slot(two.slot[1])
         two.word[0] = latch_slot(two.slot[0])
     if unlikely(not (two.word[0] & two.word[1] & OWNED) or (two.word[0] | two.word[1]) >> 63):
-        store_u64(two.slot[0], two.word[0])
-        store_u64(two.slot[1], two.word[1])
+        release_two(two)
         return False
     two.row[0] = <void*>(two.word[0] & ~<uint64_t>7)
     two.row[1] = <void*>(two.word[1] & ~<uint64_t>7)
-    sight.w.held = 2
-    sight.w.counters.pulled_local += 2
     return True
 
 
-cdef inline void release_two(const sight_t* sight, const two_rows_t* two) noexcept nogil:
-    """What release(3) does, behind an acquire_two that succeeded."""
+cdef inline void release_two(const two_rows_t* two) noexcept nogil:
+    """Give back what acquire_two has latched."""
     store_u64(two.slot[0], two.word[0])
     store_u64(two.slot[1], two.word[1])
-    sight.w.held = 0
-    sight.w.counters.pushed_local += 2
+
+
+cdef inline void count_pairs(const sight_t* sight, int64_t pairs) noexcept nogil:
+    """Count both rows of so many acquire_two as pulled and pushed here."""
+    if pairs > 0:
+        sight.w.counters.pulled_local += 2 * pairs
+        sight.w.counters.pushed_local += 2 * pairs
 
 
 cdef inline void prefetch_slot(const sight_t* sight, Key key) noexcept nogil:

@@ -8,12 +8,14 @@ import threading
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from lapse._operations cimport ensure_room, op_finished
+from lapse._pool cimport pool_ready, pool_t
 from lapse._protocol cimport Protocol, worker_t
+from lapse._sampling cimport DRY, LOCAL, PRELOC, Sampler
 from lapse._store cimport (HERE, KeyState, absent_rows, batch_bytes, first_out_of_range, latch, pull_rows, push_rows, row_of, set_rows,
                            slot_word, state_of, stored_bytes, store_t, unlatch, visible_bytes)
-from lapse._sync cimport (fence, load_i32, load_i64, load_u32, nanoseconds, park, store_u32, unlikely, yield_core)
-from lapse._types cimport (ACQUIRE_MAX, DONE, ERR_FAILED, ERR_HELD, ERR_INTERRUPTED, ERR_KEY_RANGE, ERR_MEMORY, ERR_STOPPED, ERR_TIMEOUT,
-                           ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Timestamp)
+from lapse._sync cimport (add_u32, fence, likely, load_i32, load_i64, load_u32, nanoseconds, park, store_u32, unlikely, yield_core)
+from lapse._types cimport (ACQUIRE_MAX, DONE, ERR_DRAW, ERR_FAILED, ERR_HELD, ERR_INTERRUPTED, ERR_KEY_RANGE, ERR_MEMORY, ERR_NO_SAMPLING,
+                           ERR_SAMPLE_COUNT, ERR_STOPPED, ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Timestamp)
 from lapse._van cimport Van
 
 cdef extern from "Python.h":
@@ -34,6 +36,8 @@ cdef enum:
     ALL = 1                     # all its operations
     CREDIT = 2                  # room for one more, of so many bytes
     SLICE = 100000000           # nanoseconds between looks at signals
+    REDRAWS = 8                 # of a key that has left between draw and pull
+    PIECE = 1024                # keys of one of prepare_sample's localizes
     SPIN = 60000                # nanoseconds of looking on before sleeping
 
 
@@ -70,8 +74,8 @@ cdef class Worker:
         if self.protocol is not None and self.w != NULL and self.w.holder == <void*>self:
             drop_latches(self.protocol, self.w)
 
-    def attach(self, server, int index, int64_t credit_bytes):
-        """Take worker slot `index` of the server's node. credit_bytes bounds what is under way at once."""
+    def attach(self, server, int index, int64_t credit_bytes, label=None):
+        """Take worker slot `index` of the server's node. credit_bytes bounds what is under way at once; label names its random numbers."""
         cdef Protocol protocol = server._protocol
         self.w = protocol.add_worker(index, protocol.credit_ops)
         if self.w == NULL:
@@ -81,6 +85,10 @@ cdef class Worker:
         self.server = server
         self.index = index
         self.credit_bytes = credit_bytes
+        sampling = getattr(server, "_sampling", None)
+        if sampling is not None:
+            self.sampler = Sampler(sampling, sampling.stream_of(index if label is None else label))
+            self.sampler.w = self.w
         drop_latches(protocol, self.w)          # an earlier Worker of the slot may have left some
         self.w.holder = <void*>self
         self.w.busy = 0
@@ -368,6 +376,142 @@ cdef class Worker:
             changed &= changed - 1
             w.counters.pushed_local += 1
         return 0
+
+    # --- sampling ----------------------------------------------------------------------------------------------------------------------
+
+    cdef int64_t prepare_sample(self, int64_t n) noexcept nogil:
+        cdef int64_t handle
+        cdef int rc = refusal(self.w, self.van)
+        if unlikely(rc != 0):
+            return rc
+        if unlikely(self.sampler is None):
+            return ERR_NO_SAMPLING
+        if unlikely(n >> 32):
+            return ERR_TOO_MANY if n > 0 else ERR_SAMPLE_COUNT
+        handle = self.sampler.prepare(n)
+        if self.sampler.sampling.scheme == PRELOC and handle >= 0:
+            self.localize_ahead(self.sampler.prepared(handle), n)
+        elif handle == ERR_DRAW:
+            return self.sample_error(ERR_DRAW)
+        return handle
+
+    cdef void localize_ahead(self, const Key* keys, Py_ssize_t n) noexcept nogil:
+        """Localize, as far as the worker's credit goes without waiting: it is a hint."""
+        cdef Py_ssize_t some
+        while n > 0:
+            some = min(n, <Py_ssize_t>PIECE)
+            if load_i64(&self.w.open_ops) != 0 and not self.reached(CREDIT, <int64_t>self.credit_of(OP_LOCALIZE, keys, NULL, some)):
+                return
+            if self.issue(OP_LOCALIZE, keys, some, NULL) < DONE:
+                return                          # the job has failed, as the next call will say
+            keys += some
+            n -= some
+
+    cdef int draw_sample(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil:
+        cdef Py_ssize_t done = 0, some = 0
+        cdef int rc = refusal(self.w, self.van)
+        if unlikely(rc != 0):
+            return rc
+        if unlikely(self.sampler is None):
+            return ERR_NO_SAMPLING
+        rc = self.sampler.draw(handle, keys, n, &done)
+        while True:
+            if unlikely(self.sampler.low):
+                self.sampler.low = False
+                if self.sampler.sampling.filler != NULL:
+                    self.van.wake(self.sampler.sampling.filler)
+            if likely(rc == 0):
+                return 0
+            if rc == DRY:
+                rc = self.await_pool()
+                if rc == 0:
+                    rc = self.sampler.draw(handle, keys + done, n - done, &some)
+                    done += some
+                    continue
+            if done > 0:
+                self.sampler.undo(handle, keys, done)
+            return self.sample_error(rc)
+
+    cdef int await_pool(self) noexcept nogil:
+        """Sleep until the pool has something to hand out: 0, or why not."""
+        cdef pool_t* pool = self.sampler.sampling.pool
+        cdef int64_t deadline = nanoseconds() + self.patience if self.patience >= 0 else -1
+        cdef int64_t slice_
+        cdef bint in_main = lapse_this_thread() == MAIN_THREAD
+        cdef bint signalled
+        cdef uint32_t seen
+        cdef int rc
+        self.w.counters.pool_waits += 1
+        while True:
+            seen = load_u32(&pool.event)
+            if pool_ready(pool) > 0:
+                return 0
+            rc = load_i32(&self.van.state)
+            if rc == 0:
+                rc = load_i32(&pool.ended)
+            if rc != 0:
+                return rc
+            slice_ = SLICE
+            if deadline >= 0:
+                slice_ = min(slice_, deadline - nanoseconds())
+                if slice_ <= 0:
+                    return ERR_TIMEOUT
+            add_u32(&pool.waiting, 1)
+            fence()                             # pairs with the one in the pool between `event` and a look at `waiting`
+            signalled = park(&pool.event, seen, slice_)
+            add_u32(&pool.waiting, <uint32_t>-1)
+            if in_main and (signalled or slice_ == SLICE) and self.interrupted():
+                return ERR_INTERRUPTED
+
+    cdef int sample_error(self, int code) noexcept nogil:
+        """Have the Python face raise what a callable has raised."""
+        if code == ERR_DRAW:
+            with gil:
+                self.signal, self.sampler.error = self.sampler.error, None
+                if self.signal is None:
+                    self.signal = self.sampler.sampling.error
+        return code
+
+    cdef Timestamp pull_sample(self, int64_t handle, Key* keys, Py_ssize_t n, void* vals) noexcept nogil:
+        cdef int rc = self.draw_sample(handle, keys, n)
+        if unlikely(rc != 0):
+            return rc
+        if self.sampler.sampling.scheme == LOCAL:
+            rc = self.pull_drawn(keys, n, vals)
+            if rc != 0:
+                return DONE if rc > 0 else rc
+        return self.issue(OP_PULL, keys, n, vals)
+
+    cdef int pull_drawn(self, Key* keys, Py_ssize_t n, void* vals) noexcept nogil:
+        cdef worker_t* w = self.w
+        cdef store_t* s = self.protocol.store
+        cdef Py_ssize_t m, i, j
+        cdef int tries
+        cdef uint32_t missed
+        if not self.protocol.shared_memory or load_i64(&w.pins.cached) != 0:
+            return 0
+        if ensure_room(w, n) != 0:
+            return ERR_MEMORY
+        m = pull_rows(s, keys, n, vals, w.misses)
+        if m > 0 and not (self.sampler.sampling.with_replacement and self.sampler.sampling.uniform):
+            return 0
+        for j in range(m):
+            i = w.misses[j]
+            for tries in range(REDRAWS):
+                if self.sampler.redraw(keys + i) <= 0:
+                    return 0                    # nothing is here: the keys are pulled as they are
+                if pull_rows(s, keys + i, 1, <char*>vals + i * <Py_ssize_t>self.sampler.sampling.longest, &missed) == 0:
+                    break
+            else:
+                return 0
+        w.counters.pulled_local += n
+        return 1
+
+    cdef int finish_sample(self, int64_t handle) noexcept nogil:
+        cdef int rc = refusal(self.w, self.van)
+        if unlikely(rc != 0):
+            return rc
+        return self.sampler.finish(handle) if self.sampler is not None else ERR_NO_SAMPLING
 
     cdef int barrier(self) noexcept nogil:
         cdef int rc

@@ -26,9 +26,11 @@ import numpy as np
 
 from lapse import _van
 from lapse._protocol import Protocol
+from lapse._refill import Filler
 from lapse.cluster import FRAME_BYTES, Cluster, Scheduler
 from lapse.config import Config
 from lapse.errors import Interrupted, LapseError, NodeFailure
+from lapse.sampling import checked_sampling
 from lapse.stats import JobStats, NodeStats, keys_to_trace
 from lapse.worker import checked_keys, local_mask
 
@@ -165,6 +167,10 @@ class Node:
         self.errands: queue.SimpleQueue = queue.SimpleQueue()
         self.rounds = 0                 # of job_stats
         self.server = None              # weak reference
+        self.sampling = None            # lapse._sampling.Sampling, when it has been enabled
+        self.filler = None              # of the pool, and its thread
+        self.filler_thread = None
+        self.had_workers = False
         self.join(visible, stored, dtype)
 
     @property
@@ -184,7 +190,7 @@ class Node:
         threading.Thread(target=self.run_errands, name="lapse-errands", daemon=True).start()
         try:
             self.protocol = Protocol(config.num_keys, self.rank, self.num_nodes, dtype=dtype, visible=visible, stored=stored,
-                                     max_workers=config.num_threads, location_caches=config.location_caches,
+                                     max_workers=config.num_threads + 1, location_caches=config.location_caches,
                                      shared_memory=config.shared_memory, credit_ops=config.credit_ops)
             if config.trace_keys:
                 self.protocol.trace(keys_to_trace(config.trace_keys, config.num_keys))
@@ -278,6 +284,7 @@ class Node:
                 for index, slot in enumerate(self.slots):
                     if slot is None or slot() is None:
                         self.slots[index] = weakref.ref(worker)
+                        self.had_workers = True
                         back = index in self.retired
                         self.retired.discard(index)
                         break
@@ -324,6 +331,36 @@ class Node:
             first = next((i for i, slot in enumerate(self.slots) if slot is not None), index)
         if index == first:
             self.protocol.reset_counters()
+
+    # -- sampling
+
+    def enable_sampling(self, **settings):
+        self.check()
+        with self.lock:
+            if self.sampling is not None:
+                raise RuntimeError("sampling support has been enabled before")
+            if self.had_workers:
+                raise RuntimeError("sampling support has to be enabled before the first Worker")
+            self.sampling = checked_sampling(self.protocol, self.config.num_keys, **settings)
+        if self.sampling.pooled:
+            # a worker slot behind those of the program
+            self.filler = Filler(self.protocol, self.van, self.sampling, self.config.num_threads, self.config.credit_bytes)
+            self.filler_thread = threading.Thread(target=self.filler.run, name="lapse-sampling", daemon=True)
+            self.filler_thread.start()
+
+    def forget_sampling(self):
+        """As if it had not been enabled; for tests, while there are no Workers."""
+        self.stop_sampling()
+        self.sampling = self.filler = self.filler_thread = None
+        self.had_workers = False
+
+    def stop_sampling(self):
+        """End the thread that fills the pool; what it has sent for has arrived then."""
+        if self.filler is not None:
+            self.filler.stop()
+            self.filler_thread.join(JOIN_THREADS)
+            if self.filler_thread.is_alive():
+                log.error("node %d: the sampling thread does not end", self.rank)
 
     # -- errands
 
@@ -400,6 +437,7 @@ class Node:
                 return
             try:
                 self.check()
+                self.stop_sampling()
                 self.finish_workers()
                 self.meet("nodes", str(self.rank))
                 problems = self.audit()
@@ -471,6 +509,7 @@ class Node:
         self.close()
 
     def stop_threads(self):
+        self.stop_sampling()
         self.van.stop()
         self.thread.join(JOIN_THREADS)
         if self.thread.is_alive():
@@ -481,7 +520,7 @@ class Node:
         self.log_trace()
         self.errands.put(("end",))
         self.release_interrupts()
-        if self.van is None or not self.thread.is_alive():
+        if self.van is None or not (self.thread.is_alive() or (self.filler_thread and self.filler_thread.is_alive())):
             self.orphans = []           # nothing writes to them any more
             if self.van is not None:
                 self.van.close()        # a worker may be about to send
@@ -581,6 +620,25 @@ class Server:
 
     def _worker_barrier(self, index: int) -> None:
         self._node.worker_barrier(index)
+
+    def enable_sampling_support(self, scheme="naive", with_replacement=True, distribution="uniform", min=0, max=None, *, seed=None,
+                                group_size=250, reuse=1, postpone=False, batch_size=10000) -> None:
+        """Let the Workers of this node sample keys of [min, max); max None: all keys from min on. Before the first of them, and once.
+
+        scheme: naive, preloc, pool or local (= onlylocal). with_replacement: the draws of one sample may repeat. distribution: "uniform",
+        "log-uniform" (key min + k with a share of ln(k + 2) - ln(k + 1)), an array of max - min weights, or a callable f(rng, n) -> array
+        of n keys, which is called under the GIL for batch_size draws at once; rng is a numpy Generator of the worker's own. seed: makes a
+        worker's draws the same in every run, but for where they depend on what is local. pool: group_size draws are localized at once, each
+        is used `reuse` times; postpone moves a draw that is not local to the end of its sample.
+
+        ValueError, TypeError or KeyRangeError for wrong settings, RuntimeError when it is too late. Asynchronous; one thread; local.
+        """
+        self._node.enable_sampling(scheme=scheme, with_replacement=with_replacement, distribution=distribution, low=min, high=max,
+                                   seed=seed, group_size=group_size, reuse=reuse, postpone=postpone, batch_size=batch_size)
+
+    @property
+    def _sampling(self):
+        return self._node.sampling
 
     def shutdown(self) -> None:
         """Leave the job when all nodes do: waits for the operations of this node's Workers, audits, closes. Idempotent.

@@ -16,13 +16,14 @@ import numpy as np
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
-from lapse._arrays cimport key_array, numpy_type, value_array
+from lapse._arrays cimport drawn_array, key_array, numpy_type, value_array
 from lapse._operations cimport counters_t, op_finished, worker_t
 from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
 from lapse._sync cimport fence, load_i32, load_i64, load_u32, park, store_i32, store_u32, swap_i32
-from lapse._types cimport (DONE, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY,
-                           OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key)
+from lapse._sampling cimport LOCAL, POOL
+from lapse._types cimport (DONE, ERR_DRAW, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_NO_SAMPLING, ERR_SAMPLE, ERR_SAMPLE_COUNT,
+                           ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key)
 from lapse._types cimport Timestamp as Time
 from lapse._worker cimport Worker as Core, drop_latches
 
@@ -216,6 +217,14 @@ cdef int fail(Core me, int code) except -1:
         raise ValueError("a timestamp that this Worker never gave")
     if code == ERR_KEY_RANGE:
         raise KeyRangeError(f"a key is not in [0, {me.protocol.store.num_keys})")
+    if code == ERR_NO_SAMPLING:
+        raise RuntimeError("call Server.enable_sampling_support before the first Worker")
+    if code == ERR_DRAW:
+        raise RuntimeError("the distribution's callable has failed")
+    if code == ERR_SAMPLE:
+        raise ValueError("a sample that this Worker never prepared")
+    if code == ERR_SAMPLE_COUNT:
+        raise ValueError("more draws than the sample has left, or more different ones than there are")
     raise me.server._error(code)
 
 
@@ -365,26 +374,141 @@ cdef object operate(Core me, int kind, object keys, object vals, object asynchro
         elif ts >= 0 and not later:
             with nogil:
                 code = me.wait_for(ts, limit)
-        if ts == ERR_TIMEOUT:
-            raise TimeoutError("nothing was done: the operations under way have used up the credit, and the time is up")
-        if ts < DONE:
-            fail(me, <int>ts)
-        if kind == OP_PULL and ts >= 0 and (later or code):
-            ops.hold(ts, (key_room, room))
-        if code:
-            fail(me, code)
+        settle(me, ops, ts, code, later, (key_room, room) if kind == OP_PULL else None)
     finally:
         store_i32(&w.busy, 0)
+    return answer(me, ts, later, room if kind == OP_PULL and vals is None else None)
+
+
+cdef int settle(Core me, Operations ops, Time ts, int code, bint later, tuple arrays) except -1:
+    """Raise what an operation has failed of; hold the arrays of a pull that goes on."""
+    if ts == ERR_TIMEOUT:
+        raise TimeoutError("nothing was done: the operations under way have used up the credit, and the time is up")
+    if ts < DONE:
+        fail(me, <int>ts)
+    if arrays is not None and ts >= 0 and (later or code):
+        ops.hold(ts, arrays)
+    if code:
+        fail(me, code)
+    return 0
+
+
+cdef object answer(Core me, Time ts, bint later, object made):
+    """What the caller gets: a timestamp, or the array that was made for him."""
     if not later:
-        return room if kind == OP_PULL and vals is None else FINISHED
-    if ts < 0 and (kind != OP_PULL or vals is not None):
+        return FINISHED if made is None else made
+    if ts < 0 and made is None:
         return FINISHED
     result = Timestamp(ts)
     if ts >= 0:
         result._worker = me
-    if kind == OP_PULL and vals is None:
-        result._array = room
+    result._array = made
     return result
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------------------
+
+cdef int sample_fails(Core me, int code, int64_t handle, Py_ssize_t n) except -1:
+    cdef int64_t left
+    if code == ERR_SAMPLE:
+        raise ValueError(f"sample {handle}: this Worker never prepared it")
+    if code == ERR_SAMPLE_COUNT:
+        left = me.sampler.left_of(handle)
+        raise ValueError(f"sample {handle} has {left} draws left, not {n}")
+    return fail(me, code)
+
+
+cdef object pull_drawn(Core me, object sample, object keys, object vals, object asynchronous, object timeout, dict options):
+    """pull_sample: check, draw, then pull what was drawn."""
+    cdef Operations ops = operations_of(me)
+    cdef const store_t* store = me.protocol.store
+    cdef worker_t* w = me.w
+    cdef bint later = is_later(ops, asynchronous, options)
+    cdef int64_t limit = nanoseconds_of(ops, timeout)
+    cdef int64_t handle = handle_of(sample)
+    cdef cnp.ndarray key_room = drawn_array(keys)
+    cdef Key* k = <Key*>cnp.PyArray_DATA(key_room)
+    cdef Py_ssize_t n = cnp.PyArray_DIM(key_room, 0)
+    cdef cnp.ndarray room = None
+    cdef void* v = NULL
+    cdef Time ts = NOT_HERE
+    cdef int code = 0
+    cdef bint small
+    if later and timeout is not None:
+        raise ValueError("timeout is for synchronous calls; give it to wait")
+    if me.sampler is None:
+        fail(me, ERR_NO_SAMPLING)
+    if vals is not None:
+        room = value_array(vals, ops.typenum, True)
+        check_room(store, n, me.sampler.sampling.longest, me.sampler.sampling.uniform, room)
+    elif me.sampler.sampling.uniform:
+        room = room_for_drawn(ops.typenum, n, me.sampler.sampling.longest // store.itemsize, store.visible == NULL)
+    small = n <= SMALL_KEYS and n * me.sampler.sampling.longest <= SMALL_BYTES and ops.direct
+    enter(me, w)
+    try:
+        if small and room is not None and me.sampler.sampling.scheme != POOL:
+            code = me.draw_sample(handle, k, n)
+            if code == 0:
+                v = cnp.PyArray_DATA(room)
+                if me.sampler.sampling.scheme == LOCAL:
+                    code = me.pull_drawn(k, n, v)
+                    ts = DONE if code > 0 else NOT_HERE
+                    code = min(code, 0)
+                if ts == NOT_HERE and code == 0:
+                    ts = try_here(me, ops, OP_PULL, k, n, v)
+        else:
+            with nogil:
+                me.patience = limit
+                code = me.draw_sample(handle, k, n)
+                me.patience = -1
+        if code == ERR_TIMEOUT:
+            raise TimeoutError("nothing was drawn: the pool is empty, and the time is up")
+        if code != 0:
+            sample_fails(me, code, handle, n)
+        if room is None:
+            room = room_for(store, ops.typenum, n, batch_bytes(store, k, n))
+        v = cnp.PyArray_DATA(room)
+        if ts == NOT_HERE or ts >= 0:
+            with nogil:
+                if ts == NOT_HERE:
+                    me.patience = limit
+                    ts = me.pull_drawn(k, n, v) if me.sampler.sampling.scheme == LOCAL and not small else 0
+                    ts = DONE if ts > 0 else me.issue(OP_PULL, k, n, v) if ts == 0 else ts
+                    me.patience = -1
+                if ts >= 0 and not later:
+                    code = me.wait_for(ts, limit)
+        settle(me, ops, ts, code, later, (key_room, room))
+    finally:
+        store_i32(&w.busy, 0)
+    return answer(me, ts, later, room if vals is None else None)
+
+
+cdef int64_t handle_of(object sample) except? -2:
+    try:
+        return sample.__index__()
+    except AttributeError:
+        raise TypeError(f"a sample is an int, not {type(sample).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"sample {sample}: this Worker never prepared it") from None
+
+
+cdef cnp.ndarray room_for_drawn(int typenum, Py_ssize_t n, Py_ssize_t length, bint rows):
+    cdef cnp.npy_intp[2] shape
+    shape[0], shape[1] = n, length
+    if rows:
+        return cnp.PyArray_SimpleNew(2, shape, typenum)
+    shape[0] = n * length
+    return cnp.PyArray_SimpleNew(1, shape, typenum)
+
+
+cdef int check_room(const store_t* store, Py_ssize_t n, size_t longest, bint uniform, cnp.ndarray vals) except -1:
+    """Room for whatever will be drawn: exactly that where all values are equally long, else for n of the longest."""
+    cdef Py_ssize_t needed = n * <Py_ssize_t>(longest // store.itemsize)
+    if cnp.PyArray_SIZE(vals) != needed or (cnp.PyArray_NDIM(vals) == 2 and cnp.PyArray_DIM(vals, 0) != n):
+        what = f"{cnp.PyArray_SIZE(vals)} values" if cnp.PyArray_NDIM(vals) == 1 else f"values of shape {np.shape(vals)}"
+        need = "have" if uniform else "may have up to"
+        raise ValueError(f"{n} {'draw' if n == 1 else 'draws'} {need} {needed} values, but vals has {what}")
+    return 0
 
 
 class Worker(Core):
@@ -412,7 +536,7 @@ class Worker(Core):
         node = server._node
         index = node.enter(self)
         try:
-            me.attach(server, index, node.config.credit_bytes)
+            me.attach(server, index, node.config.credit_bytes, labels.get("customer_id", ids[len(ids) - 1] if ids else None))
         except BaseException:
             node.leave(index)
             raise
@@ -465,6 +589,67 @@ class Worker(Core):
         Blocking or asynchronous; one thread; local.
         """
         return operate(self, OP_LOCALIZE, keys, None, asynchronous, timeout, options)
+
+    # --- sampling
+
+    def prepare_sample(self, n, start=None, end=0):
+        """Prepare n draws from the server's distribution; returns the number of the sample, for `pull_sample`.
+
+        Scheme preloc draws them here, and begins to localize them. start and end (clocks) have no effect yet.
+        RuntimeError before `Server.enable_sampling_support`; ValueError when n < 0, or, without replacement, when there are not so many
+        keys.
+        Asynchronous; one thread; local.
+        """
+        cdef Core me = self
+        cdef Operations ops = operations_of(me)
+        cdef worker_t* w = me.w
+        cdef int64_t count, handle
+        if me.sampler is None:
+            fail(me, ERR_NO_SAMPLING)
+        try:
+            count = n.__index__()
+        except AttributeError:
+            raise TypeError(f"the number of draws must be an int, not {type(n).__name__}") from None
+        if not 0 <= count < 2**32:
+            raise ValueError(f"the number of draws must be in [0, 2**32), not {count}")
+        enter(me, w)
+        with nogil:
+            handle = me.prepare_sample(count)
+        store_i32(&w.busy, 0)
+        if handle == ERR_SAMPLE_COUNT:
+            raise ValueError(f"{count} different keys cannot be drawn: there are {me.sampler.sampling.support}")
+        if handle < 0:
+            fail(me, <int>handle)
+        return handle
+
+    def pull_sample(self, sample, keys, vals=None, asynchronous=None, *, timeout=None, **options):
+        """Draw as many keys of `sample` as `keys` has room for; fill `keys` with them and `vals` with their values.
+
+        Returns as `pull` does: without vals the array. Where values of the distribution's keys differ in length, vals has room for the
+        longest, and is filled from the front. ValueError for a sample that was never prepared, or has fewer draws left: nothing is drawn then.
+        TimeoutError after `timeout` seconds: with an empty pool nothing was drawn, else the pull goes on.
+        Blocking or asynchronous (but for an empty pool); one thread; local.
+        """
+        return pull_drawn(self, sample, keys, vals, asynchronous, timeout, options)
+
+    def finish_sample(self, sample):
+        """Give up what is left of `sample`; nothing when it has been used up or finished before.
+
+        ValueError for a sample that was never prepared. Asynchronous; one thread; local.
+        """
+        cdef Core me = self
+        cdef Operations ops = operations_of(me)
+        cdef int64_t handle = handle_of(sample)
+        cdef int code
+        if me.sampler is None:
+            fail(me, ERR_NO_SAMPLING)
+        enter(me, me.w)
+        code = me.finish_sample(handle)
+        store_i32(&me.w.busy, 0)
+        if code:
+            sample_fails(me, code, handle, 0)
+
+    # --- what is local
 
     def pull_if_local(self, keys, vals=None):
         """Read `keys` if all of them are local: True and vals filled, or False and vals undefined. Sends nothing.
@@ -639,6 +824,8 @@ class Worker(Core):
         cdef worker_t* w = me.w
         ops.finalizer.detach()
         drop_latches(me.protocol, w)
+        if me.sampler is not None:
+            me.sampler.give_up()
         ops.issued = w.next_ts
         ops.finalized = True
         me.w = NULL

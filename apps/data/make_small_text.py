@@ -19,7 +19,7 @@ PACKAGE, WORDS = "sword-comm-tdavid", 100_000
 def sentences(paragraphs, count):
     """The sentences of paragraphs, as lists of words, until there are `count` words; the last one may be cut."""
     for paragraph in paragraphs:
-        for sentence in re.split(r"(?<=[.!?])[\s\"'”’)]", paragraph):
+        for sentence in re.split(r"(?<=[.!?])\W", paragraph):
             found = words(sentence)[:count]
             if found:
                 yield found
@@ -40,7 +40,8 @@ def main():
     file.write_text("".join(f"{' '.join(line)}\n" for line in lines))
     counts = Counter(word for line in lines for word in line)
     frequent = [count for count in counts.values() if count >= 5]
-    sys.stdout.write(f"{counts.total()} words in {len(lines)} lines; {len(frequent)} words occur five times or more, {sum(frequent)} times in all\n")
+    sys.stdout.write(f"{counts.total()} words in {len(lines)} lines; {len(frequent)} words occur five times or more, "
+                     f"{sum(frequent)} times in all\n")
 
 
 if __name__ == "__main__":

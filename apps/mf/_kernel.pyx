@@ -7,7 +7,8 @@ from libc.stdlib cimport calloc, free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from apps.mf._arithmetic cimport arithmetic, below, draw, mix, prefetch, step_t
-from lapse cimport DONE, Key, Timestamp, Worker, acquire_two, look, prefetch_row, prefetch_slot, release_two, sight_t, two_rows_t
+from lapse cimport (DONE, Key, Timestamp, Worker, acquire_two, count_pairs, look, prefetch_row, prefetch_slot, release_two, sight_t,
+                    two_rows_t)
 
 import numpy as np
 
@@ -17,6 +18,7 @@ cdef enum:
     ARRAYS_AHEAD = 8            # the same where the rows lie in matrices
     BATCH = 256                 # rows that are pulled or set in one call
     LOOK = 1024                 # cells between two looks at the clock
+    CACHED = 1 << 19            # bytes of rows that find themselves in a core's cache: prefetching costs more than it brings
 
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 
@@ -57,7 +59,7 @@ cdef class Trainer:
         cdef const Key[::1] view
         cdef Py_ssize_t rows = row_end - row_begin, i, total
         cdef int64_t[::1] counts
-        self.worker, self.rank, self.arith = worker, rank, arithmetic(double_precision, instructions)
+        self.worker, self.rank, self.arith = worker, rank, arithmetic(double_precision, rank, instructions)
         self.bytes = rank * (8 if double_precision else 4)
         self.row_begin, self.row_end, self.num_cols, self.column_key = row_begin, row_end, num_cols, column_key
         self.random, self.sync_push, self.localize_rows = seed, sync_push, localize_rows
@@ -110,16 +112,19 @@ cdef class Trainer:
         cdef Key column_key = self.column_key
         cdef size_t rank = self.rank, width = self.bytes
         cdef double eps2 = self.eps2, shrink_w, shrink_h, x
-        cdef bint in_place = look(self.worker, &sight)
-        cdef Py_ssize_t rc = 0
+        cdef bint large = (self.row_end - self.row_begin + self.num_cols) * self.bytes > CACHED
+        cdef bint prefetching
+        cdef Py_ssize_t rc = 0, here
         end = cells + min(n, self.budget)
         while cell < end and rc == 0:
             if self.deadline != FOREVER and now() >= self.deadline:
                 self.out_of_time = True
                 break
             stop = cell + min(end - cell, LOOK)
+            here = stop - cell
+            prefetching = look(self.worker, &sight) and large
             while cell < stop:
-                if in_place and cell + FAR_AHEAD < end:
+                if prefetching and cell + FAR_AHEAD < end:
                     prefetch_slot(&sight, place_of(places, cell[FAR_AHEAD].row))
                     prefetch_slot(&sight, place_of(places, column_key + cell[FAR_AHEAD].col))
                     prefetch_row(&sight, place_of(places, cell[AHEAD].row), width)
@@ -129,12 +134,16 @@ cdef class Trainer:
                 x = cell.value
                 if acquire_two(&sight, place_of(places, cell.row), place_of(places, column_key + cell.col), &two):
                     step(two.row[0], two.row[1], rank, x, eps2, shrink_w, shrink_h)
-                    release_two(&sight, &two)
+                    release_two(&two)
                 else:
+                    here -= 1
                     rc = self.update_far(cell, shrink_w, shrink_h)
                     if rc != 0:
+                        here -= stop - cell - 1
                         break
+                    prefetching = look(self.worker, &sight) and large
                 cell += 1
+            count_pairs(&sight, here)
         self.trained += cell - cells
         self.budget -= cell - cells
         return rc
@@ -350,7 +359,7 @@ def train_arrays(cells, w, h, double eps, row_counts, col_counts, double regular
     share of the time is measured against, and what its results are compared with."""
     cdef cell_t* at = cells_of(cells)
     cdef bint double_precision = w.dtype == np.float64
-    cdef const arithmetic_t* arith = arithmetic(double_precision, instructions)
+    cdef const arithmetic_t* arith = arithmetic(double_precision, w.shape[1], instructions)
     cdef char* w0 = <char*><size_t>w.ctypes.data
     cdef char* h0 = <char*><size_t>h.ctypes.data
     cdef Py_ssize_t n = len(cells), i, j
@@ -360,6 +369,7 @@ def train_arrays(cells, w, h, double eps, row_counts, col_counts, double regular
     cdef float[::1] rows = (regularization / np.maximum(row_counts, 1)).astype(np.float32)
     cdef float[::1] cols = (regularization / np.maximum(col_counts, 1)).astype(np.float32)
     cdef cell_t kept
+    cdef bint prefetching = w.nbytes + h.nbytes > CACHED
     if not (w.flags.c_contiguous and h.flags.c_contiguous and w.dtype == h.dtype):
         raise TypeError("w and h must be contiguous and of one type")
     with nogil:
@@ -370,7 +380,7 @@ def train_arrays(cells, w, h, double eps, row_counts, col_counts, double regular
                 at[i] = at[j]
                 at[j] = kept
         for i in range(n):
-            if i + ARRAYS_AHEAD < n:
+            if prefetching and i + ARRAYS_AHEAD < n:
                 prefetch(w0 + at[i + ARRAYS_AHEAD].row * width, width)
                 prefetch(h0 + at[i + ARRAYS_AHEAD].col * width, width)
             arith.step(w0 + at[i].row * width, h0 + at[i].col * width, rank, at[i].value, eps2,

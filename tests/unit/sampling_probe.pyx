@@ -1,0 +1,70 @@
+"""Sampling at C level, for the tests and benchmarks: `from tests.unit import sampling_probe`."""
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+from lapse cimport Key, Worker
+
+cnp.import_array()
+
+
+def draw(Worker kv not None, int64_t n, Py_ssize_t piece):
+    """n draws of one handle, `piece` at a time, keys only. Returns an array, or the code of the call that failed."""
+    cdef cnp.ndarray out = np.empty(n, np.int64)
+    cdef Key* keys = <Key*>cnp.PyArray_DATA(out)
+    cdef int64_t handle, at = 0
+    cdef int code = 0
+    with nogil:
+        handle = kv.prepare_sample(n)
+        while handle >= 0 and at < n and code == 0:
+            code = kv.draw_sample(handle, keys + at, min(piece, n - at))
+            at += piece
+    return <int>handle if handle < 0 else code if code < 0 else out
+
+
+def codes(Worker kv not None, int64_t handle, Py_ssize_t n):
+    """What draw_sample, pull_sample and finish_sample return for a handle."""
+    cdef Key* keys = <Key*>malloc((n + 1) * sizeof(Key))
+    cdef void* vals = malloc((n + 1) * 4096)
+    cdef int drawn, finished
+    cdef int64_t pulled
+    with nogil:
+        drawn = kv.draw_sample(handle, keys, n)
+        pulled = kv.pull_sample(handle, keys, n, vals)
+        finished = kv.finish_sample(handle)
+        kv.waitall()
+    free(keys)
+    free(vals)
+    return drawn, pulled, finished
+
+
+def prepare(Worker kv not None, int64_t n):
+    """What prepare_sample returns."""
+    return kv.prepare_sample(n)
+
+
+def run_draws(Worker kv not None, Py_ssize_t n, int64_t rounds):
+    """So many samples of n draws. Returns 0, or the sum of the error codes."""
+    cdef Key* keys = <Key*>malloc(n * sizeof(Key))
+    cdef int64_t i, handle, wrong = 0
+    with nogil:
+        for i in range(rounds):
+            handle = kv.prepare_sample(n)
+            wrong += kv.draw_sample(handle, keys, n)
+    free(keys)
+    return wrong
+
+
+def run_pulls(Worker kv not None, Py_ssize_t n, int64_t rounds, Py_ssize_t value_bytes):
+    """The same, with their values. Returns 0, or the sum of the error codes."""
+    cdef Key* keys = <Key*>malloc(n * sizeof(Key))
+    cdef void* vals = malloc(n * value_bytes)
+    cdef int64_t i, handle, wrong = 0
+    with nogil:
+        for i in range(rounds):
+            handle = kv.prepare_sample(n)
+            wrong += kv.wait(kv.pull_sample(handle, keys, n, vals))
+    free(keys)
+    free(vals)
+    return wrong
