@@ -28,7 +28,8 @@ from lapse.control import Failure
 from lapse.coordinator import end_text
 from lapse.errors import Interrupted, LapseError, NodeFailure, WorkerError
 from lapse.keys import Secrets
-from lapse.runner import KILL_AFTER, job_environment, run, scheduler_config
+from lapse.processes import KILL_AFTER, job_environment
+from lapse.runner import run, scheduler_config
 from lapse.scheduler import Scheduler
 
 __all__ = ["launch", "main", "run"]

@@ -1,34 +1,31 @@
 """Run a command as the nodes of one job: what `python -m lapse run` and the programs in tracker/ do.
 
 The nodes run on this host, or where another `place` starts them (lapse/ssh.py). The scheduler is a thread here. One loop, in the
-calling thread, reads the nodes' output, sees them end and obeys signals. Each node has a process group
-of its own, so that Ctrl-C in a terminal reaches this process alone, and so that what a node starts can be ended with it. A node's
-process is reaped last: until then its number, and that of its group, cannot go to a stranger's process.
+calling thread, reads the nodes' output, sees them end and obeys signals. Each node has a process group of
+its own, so that Ctrl-C in a terminal reaches this process alone, and so that what a node starts can be ended with it. A node's process
+is reaped last: until then its number, and that of its group, cannot go to a stranger's process.
 """
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import selectors
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lapse import _exec, ipc, sockets
-from lapse.config import CLUSTER_VARIABLES, SECRETS, Config
+from lapse import ipc, sockets
+from lapse.config import Config
 from lapse.control import Failure
-from lapse.coordinator import GATHER_LAUNCHER, end_text
+from lapse.coordinator import GATHER_LAUNCHER
 from lapse.errors import LapseError, failure_text
 from lapse.keys import Secrets
+from lapse.processes import KILL_AFTER, NOT_PASSED_ON, CommandError, Here, Node, Nowhere, Stream, job_environment, sink_of
 from lapse.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -36,41 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lapse.launch")
 
-LINE_BYTES = 1 << 20        # a longer line is broken
 READ_BYTES = 1 << 16
 FAILURE_GRACE = 1.5         # seconds in which nodes may end by themselves after a failure ...
 INTERRUPT_GRACE = 3.0       # ... or after Ctrl-C
-KILL_AFTER = 2.0            # from SIGTERM to SIGKILL
 POLL = 0.05                 # where the system has no pidfd
-NOT_PASSED_ON = (*CLUSTER_VARIABLES, "DMLC_NODE_HOST", "DMLC_INTERFACE", "LAPSE_RANK", "LAPSE_IPC_DIR", "LAPSE_KEYS", *SECRETS)
-
-
-class CommandError(LapseError):
-    """The command cannot be executed; `code` is what a shell would return."""
-
-    def __init__(self, text: str, code: int):
-        super().__init__(text)
-        self.code = code
-
-
-def find_command(name: str) -> None:
-    """Raise CommandError unless `name` can be executed."""
-    if os.sep not in name:
-        if shutil.which(name) is None:
-            raise CommandError(f"{name}: command not found", 127)
-    elif not Path(name).exists():
-        raise CommandError(f"{name}: no such file", 127)
-    elif not Path(name).is_file():
-        raise CommandError(f"{name}: not a file", 126)
-    elif not os.access(name, os.X_OK):
-        raise CommandError(f"{name}: not executable", 126)
-
-
-def job_environment(rank: int, nodes: int, host: str, port: int, secrets: Secrets, folder: str | None) -> dict[str, str]:
-    """The variables by which a process finds its job; one of them is a secret. `folder` is for ipc sockets."""
-    variables = {"DMLC_ROLE": "server", "DMLC_NUM_SERVER": str(nodes), "DMLC_NUM_WORKER": "0", "DMLC_PS_ROOT_URI": host,
-                 "DMLC_PS_ROOT_PORT": str(port), "LAPSE_RANK": str(rank), **secrets.environment(rank)}
-    return {**variables, "LAPSE_IPC_DIR": folder} if folder else variables
 
 
 def scheduler_config(nodes: int, host: str, secrets: Secrets, environ, **settings) -> Config:
@@ -78,11 +44,6 @@ def scheduler_config(nodes: int, host: str, secrets: Secrets, environ, **setting
     rest = {name: value for name, value in environ.items() if name not in NOT_PASSED_ON}
     return Config.make(1, 1, environ=rest, role="scheduler", num_nodes=nodes, root_host=host, token=secrets.token, keys=secrets.scheduler,
                        **settings)
-
-
-def die_with_us() -> list[str]:
-    """What to put before a command so that its process is killed when this one dies."""
-    return [sys.executable, "-I", "-S", str(Path(_exec.__file__).absolute()), str(os.getpid())] if sys.executable else []
 
 
 def run(command: Sequence[str], nodes: int, *, stdout=None, stderr=None, environ=None, place: Here | Ssh | None = None) -> int:
@@ -108,135 +69,13 @@ def run(command: Sequence[str], nodes: int, *, stdout=None, stderr=None, environ
     return _Run(list(command), nodes, stdout, stderr, environ, place, security).run()
 
 
-class Here:
-    """This host: where the nodes of a job run when nothing else is said."""
-
-    folder_here = True      # the launcher makes the folder for ipc sockets
-
-    def check(self, command: list[str]) -> None:
-        """Raise CommandError when it is clear that the command cannot be executed."""
-        find_command(command[0])
-
-    def security(self, environ: dict[str, str]) -> str | None:
-        """The security mode of the job."""
-        return environ.get("LAPSE_SECURITY") or None
-
-    def root_host(self, environ: dict[str, str]) -> str:
-        """Where the scheduler listens."""
-        return "127.0.0.1"
-
-    def prepare(self, interrupted: Callable[[], bool]) -> None:
-        """What comes before the nodes; ends early when `interrupted()`."""
-
-    def may_start(self, rank: int) -> bool:
-        """Whether this node may be started now, or is to wait until something has happened to those that have been."""
-        return True
-
-    def prefix(self, rank: int) -> bytes:
-        """What comes before each line that a node writes."""
-        return b"[node %d] " % rank
-
-    def start(self, rank: int, command: list[str], environ: dict[str, str], job: dict[str, str]) -> Node:
-        """Start a node: `environ` is that of the launcher, `job` has the job's variables."""
-        base = {name: value for name, value in environ.items() if name not in NOT_PASSED_ON}
-        process = subprocess.Popen([*die_with_us(), *command], env={"PYTHONUNBUFFERED": "1", **base, **job}, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, bufsize=0)
-        return Node(rank, process)
-
-
-class Stream:
-    """One output stream of one node, cut into lines."""
-
-    def __init__(self, prefix: bytes, pipe, sink):
-        self.prefix = prefix
-        self.pipe = pipe
-        self.sink = sink
-        self.rest = b""
-
-    def feed(self, data: bytes) -> None:
-        """Write all whole lines; b"" is the end of the stream, and of its last line."""
-        text = self.rest + data
-        lines = text.split(b"\n")
-        self.rest = lines.pop()
-        if len(self.rest) >= LINE_BYTES or (not data and self.rest):
-            lines.append(self.rest)
-            self.rest = b""
-        lines = self.select(lines)
-        if lines:
-            self.sink.write(b"".join(self.prefix + line + b"\n" for line in lines))
-            self.sink.flush()
-
-    def select(self, lines: list[bytes]) -> list[bytes]:
-        """Which of the lines, and which others, are written."""
-        return lines
-
-
-class Node:
-    """One node of the job, and the process of this host that stands for it."""
-
-    def __init__(self, rank: int, process: subprocess.Popen):
-        self.rank = rank
-        self.process = process
-        self.pid = process.pid          # of the node
-        self.host = ""                  # another one than this
-        self.trouble = ""               # what happened to it, where its status does not say that
-        self.status: int | None = None  # as subprocess's returncode; known before the process is reaped
-        self.signalled = False          # by us: how it ended says nothing
-        self.pidfd: int | None = None
-
-    def streams(self, prefix: bytes, sinks) -> list[Stream]:
-        """Its output, of which each line gets the prefix."""
-        return [Stream(prefix, pipe, sink) for pipe, sink in zip((self.process.stdout, self.process.stderr), sinks, strict=True)]
-
-    restless = False                    # it wants `serve` to be called now and then
-
-    def serve(self) -> None:
-        """What it has to do for itself; never blocks."""
-
-    def end(self, deadline: float) -> None:
-        """Reap the process, which has been killed, by the deadline where that takes something else than this host."""
-        self.process.wait()
-        for pipe in (self.process.stdout, self.process.stderr):
-            pipe.close()
-
-    def signal(self, number: int) -> None:
-        """To the whole group, which exists at least as the unreaped process itself."""
-        self.signalled = self.signalled or self.status is None
-        if self.process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
-
-    def look(self) -> bool:
-        """Note how the process ended, without reaping it; True if it has just ended."""
-        if self.status is not None:
-            return False
-        if not hasattr(os, "waitid"):  # macOS before CPython 3.13; then the group is not signalled any more
-            self.status = self.process.poll()
-            return self.status is not None
-        end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if end is None:
-            return False
-        self.status = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-        return True
-
-    @property
-    def how(self) -> str:
-        """How it ended."""
-        return self.trouble or end_text(self.status)
-
-    @property
-    def failed_by_itself(self) -> bool:
-        return bool(self.status) and not (self.signalled and self.status < 0)
-
-
 class _Run:
     def __init__(self, command: list[str], nodes: int, stdout, stderr, environ: dict[str, str], place: Here | Ssh, security: str | None):
         self._command = command
         self._place = place
         self._security = security
         self._num_nodes = nodes
-        self._sinks = (_sink(stdout, sys.stdout), _sink(stderr, sys.stderr))
+        self._sinks = (sink_of(stdout, sys.stdout), sink_of(stderr, sys.stderr))
         self._environ = environ
         self._selector = selectors.DefaultSelector()
         self._waker = sockets.Waker()
@@ -392,7 +231,7 @@ class _Run:
             if error.errno != errno.EPIPE:
                 raise
             self._signals.append(signal.SIGPIPE)  # whoever read our output has gone
-            stream.sink = _Nowhere()
+            stream.sink = Nowhere()
         if not data:
             self._selector.unregister(stream.pipe)
             stream.pipe.close()
@@ -483,33 +322,3 @@ def _plan(start: float) -> list[tuple[float, int]]:
 
 def _code(status: int) -> int:
     return status if status >= 0 else 128 - status
-
-
-class _Nowhere:
-    def write(self, data: bytes) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-
-class _TextSink:
-    """Bytes into a stream that takes text only (a notebook's)."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data.decode(errors="replace"))
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
-def _sink(given, default):
-    if given is not None:
-        return given
-    if default is None:
-        return _Nowhere()
-    default.flush()
-    return getattr(default, "buffer", None) or _TextSink(default)

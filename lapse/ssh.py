@@ -28,7 +28,7 @@ from typing import NamedTuple
 from lapse import _remote, hosts
 from lapse.coordinator import end_text
 from lapse.errors import LapseError
-from lapse.runner import KILL_AFTER, NOT_PASSED_ON, CommandError, Node, Stream, die_with_us
+from lapse.processes import KILL_AFTER, NOT_PASSED_ON, CommandError, Node, Stream, die_with_us
 
 log = logging.getLogger("lapse.launch")
 
