@@ -5,6 +5,7 @@ cimport numpy as cnp
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from lapse cimport Key, Worker
+from lapse._sync cimport pthread_mutex_lock, pthread_mutex_unlock
 
 cnp.import_array()
 
@@ -68,3 +69,12 @@ def run_pulls(Worker kv not None, Py_ssize_t n, int64_t rounds, Py_ssize_t value
     free(keys)
     free(vals)
     return wrong
+
+
+def lock_pool(Worker kv not None):
+    """Hold the pool as a thread does that takes from it."""
+    pthread_mutex_lock(&kv.sampler.sampling.pool.lock)
+
+
+def unlock_pool(Worker kv not None):
+    pthread_mutex_unlock(&kv.sampler.sampling.pool.lock)
