@@ -1,4 +1,4 @@
-"""Sampling at C level, for the tests and benchmarks: `from tests.unit import sampling_probe`."""
+"""Sampling at C level, for the tests: `from tests.unit import sampling_probe`."""
 import numpy as np
 
 cimport numpy as cnp
@@ -43,32 +43,6 @@ def codes(Worker kv not None, int64_t handle, Py_ssize_t n):
 def prepare(Worker kv not None, int64_t n):
     """What prepare_sample returns."""
     return kv.prepare_sample(n)
-
-
-def run_draws(Worker kv not None, Py_ssize_t n, int64_t rounds):
-    """So many samples of n draws. Returns 0, or the sum of the error codes."""
-    cdef Key* keys = <Key*>malloc(n * sizeof(Key))
-    cdef int64_t i, handle, wrong = 0
-    with nogil:
-        for i in range(rounds):
-            handle = kv.prepare_sample(n)
-            wrong += kv.draw_sample(handle, keys, n)
-    free(keys)
-    return wrong
-
-
-def run_pulls(Worker kv not None, Py_ssize_t n, int64_t rounds, Py_ssize_t value_bytes):
-    """The same, with their values. Returns 0, or the sum of the error codes."""
-    cdef Key* keys = <Key*>malloc(n * sizeof(Key))
-    cdef void* vals = malloc(n * value_bytes)
-    cdef int64_t i, handle, wrong = 0
-    with nogil:
-        for i in range(rounds):
-            handle = kv.prepare_sample(n)
-            wrong += kv.wait(kv.pull_sample(handle, keys, n, vals))
-    free(keys)
-    free(vals)
-    return wrong
 
 
 def lock_pool(Worker kv not None):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lapse
+from lapse._build import kind
 from tests.cluster.common import fits, shares_of
 from tests.unit import sampling_probe
 from tests.unit.sampling_common import ERR_DRAW, ERR_SAMPLE, ERR_SAMPLE_COUNT, SCHEMES, K, Z, counted, pulled
@@ -144,6 +145,7 @@ def test_many_handles_at_once(sampler, scheme):
     assert not set(samples) & {kv.prepare_sample(1) for _ in range(3000)}
 
 
+@pytest.mark.skipif(kind in ("asan", "tsan"), reason="a sanitizer keeps memory that was freed")
 def test_closed_handles_give_their_memory_back(sampler):
     import resource
     _, kv = sampler("preloc")
@@ -372,15 +374,16 @@ def test_the_pool_hands_out_each_draw_reuse_times(sampler):
         assert (np.unique(group, return_counts=True)[1] % 3 == 0).all()
         assert len(np.unique(group)) > 95
         assert (group[1:] == group[:-1]).mean() < 0.1
+        assert (group[100:] == group[:-100]).mean() < 0.1       # in random order, not once all and then again
     assert (np.sort(groups, axis=1)[:-1] != np.sort(groups, axis=1)[1:]).any()
     assert 50 <= server.stats().pool_refills < 50 + 64 + 64
 
 
 @pytest.mark.parametrize("postpone", [False, True])
 def test_eight_threads_get_each_use_once(serve, postpone):
-    """Each draw of 600 groups comes exactly `reuse` times to one of eight threads, over many handles of any size."""
-    threads, group, reuse, groups = 8, 50, 3, 600
-    server = serve(1, num_keys=1_000_000, threads=threads)
+    """Each draw of 6,000 groups comes exactly `reuse` times to one of eight threads, over many handles of any size."""
+    threads, group, reuse, groups = 8, 50, 3, 6000
+    server = serve(1, num_keys=20_000_000, threads=threads)
     server.enable_sampling_support("pool", group_size=group, reuse=reuse, postpone=postpone, seed=9)
     total = groups * group * reuse
     drawn = []
@@ -393,7 +396,7 @@ def test_eight_threads_get_each_use_once(serve, postpone):
             n = min(left, int(rng.integers(1, 200)))
             mine.append(sampling_probe.draw(kv, n, int(rng.integers(1, 50))))
             left -= n
-            if rng.random() < 0.1:      # takes from the pool, and gives back
+            if rng.random() < 0.01:      # takes from the pool, and gives back
                 kv.finish_sample(kv.prepare_sample(10))
         drawn.extend(mine)
 

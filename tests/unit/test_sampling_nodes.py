@@ -84,6 +84,41 @@ def test_different_local_draws_on_two_nodes(run_program, distribution):
     run_program(LOCAL.format(has="(3, 30, 20, 300, 3000)", distribution=distribution, replacement=False, body=DIFFERENT), nodes=2)
 
 
+def test_local_keys_that_have_come_back(run_program):
+    """A key that leaves and returns counts once, whether it is in the list of local keys or came after that was made."""
+    run_program("""
+        import numpy as np, lapse
+        from tests.cluster.common import fits
+        from tests.unit import sampling_probe
+        K = 20_000
+        lapse.setup(K, 1)
+        server = lapse.Server(1)
+        server.enable_sampling_support("local", seed=1)
+        kv = lapse.Worker(0, server)
+        rank = server.my_rank()
+        kv.barrier()
+        if rank == 1:
+            kv.localize(np.arange(K))
+        kv.barrier()
+        if rank == 0:
+            kv.localize(np.arange(100, 110))
+            sampling_probe.draw(kv, 1000, 10)           # makes the list
+            kv.localize(np.arange(200, 205))
+        for _ in range(10):
+            kv.barrier()
+            if rank == 1:
+                kv.localize([105, 203])
+            kv.barrier()
+            if rank == 0:
+                kv.localize([203, 105])
+                counts = np.bincount(sampling_probe.draw(kv, 3000, 10), minlength=K)
+                assert fits(counts, server.is_local(np.arange(K)), 3.72), np.flatnonzero(counts)
+        kv.barrier()
+        kv.finalize()
+        server.shutdown()
+        """, nodes=2)
+
+
 NOTHING = """
     import numpy as np, lapse
     K = 1000
@@ -254,13 +289,19 @@ def test_what_is_not_local_is_postponed_once(run_program):
             kv.localize(np.arange(0, K, 2))
         kv.barrier()
         if rank == 0:
+            sample = kv.prepare_sample(GROUP)           # given up while draws of it are postponed: they come again
+            some = np.empty(GROUP // 2, np.int64)
+            kv.pull_sample(sample, some)
+            assert server.stats().sample_postponed > first
+            kv.finish_sample(sample)
+            taken = [some]
             for _ in range(20):
                 before = server.stats().sample_postponed
                 sample = kv.prepare_sample(GROUP * REUSE)
                 kv.pull_sample(sample, keys[:70], vals[:70])
                 kv.pull_sample(sample, keys[70:], vals[70:])
                 assert (keys == vals).all()
-                assert (np.unique(keys, return_counts=True)[1] % REUSE == 0).all()
+                taken.append(keys.copy())
                 postponed = server.stats().sample_postponed - before
                 if postponed:
                     first += postponed
@@ -268,7 +309,14 @@ def test_what_is_not_local_is_postponed_once(run_program):
                     assert (last % 2 == 0).all()
             assert first > 0
             assert first <= 21 * GROUP * REUSE
-        kv.barrier()
+        kv.finalize()
+        kv = lapse.Worker(1, server)
+        if rank == 0:                           # what the first Worker had taken and not used comes to the next one
+            rest = -sum(map(len, taken)) % (GROUP * REUSE)
+            some = np.empty(rest, np.int64)
+            kv.pull_sample(kv.prepare_sample(rest), some)
+            counts = np.unique(np.concatenate([*taken, some]), return_counts=True)[1]
+            assert (counts % REUSE == 0).all(), counts
         kv.finalize()
         server.shutdown()
         """, nodes=2)
