@@ -57,8 +57,12 @@ cdef Key pick_listed(const here_t* l, const recent_t* recent, rng_t* r) noexcept
 cdef Key pick_exactly(const store_t* s, const distribution_t* d, const here_t* l, const recent_t* recent, const seen_t* seen,
                       rng_t* r) noexcept nogil
 
+# Is a key of the range here, and not in the set?
+cdef bint any_here(const store_t* s, const distribution_t* d, const seen_t* seen) noexcept nogil
+
 # Make a set for n keys. 0, or ERR_MEMORY.
 cdef int seen_init(seen_t* seen, int64_t n) noexcept nogil
 cdef bint seen_has(const seen_t* seen, Key key) noexcept nogil
 # 1: it is new, and is in the set now. Without a set everything is new.
 cdef bint seen_add(seen_t* seen, Key key) noexcept nogil
+cdef void seen_remove(seen_t* seen, Key key) noexcept nogil

@@ -183,11 +183,23 @@ cdef Key pick_exactly(const store_t* s, const distribution_t* d, const here_t* l
     return c.key
 
 
+cdef bint any_here(const store_t* s, const distribution_t* d, const seen_t* seen) noexcept nogil:
+    cdef Key key
+    for key in range(d.low, d.high):
+        if is_here(s, key) and not seen_has(seen, key):
+            return True
+    return False
+
+
 # --- keys that have been drawn ----------------------------------------------------------------------------------------------
+
+cdef inline int64_t first_place(const seen_t* seen, Key key) noexcept nogil:
+    return <int64_t>((<uint64_t>key * <uint64_t>0x9e3779b97f4a7c15) >> 20) & seen.mask
+
 
 cdef inline int64_t place_of(const seen_t* seen, Key key) noexcept nogil:
     """Where the key is, or would be put."""
-    cdef int64_t i = <int64_t>((<uint64_t>key * <uint64_t>0x9e3779b97f4a7c15) >> 20) & seen.mask
+    cdef int64_t i = first_place(seen, key)
     while seen.keys[i] >= 0 and seen.keys[i] != key:
         i = (i + 1) & seen.mask
     return i
@@ -223,3 +235,21 @@ cdef bint seen_add(seen_t* seen, Key key) noexcept nogil:
         return False
     seen.keys[i] = key
     return True
+
+
+cdef void seen_remove(seen_t* seen, Key key) noexcept nogil:
+    """Those behind it that could not be put further in front move up (Knuth, The Art of Computer Programming, 6.4, algorithm R)."""
+    cdef int64_t free_place, i
+    if seen.mask < 0:
+        return
+    i = free_place = place_of(seen, key)
+    if seen.keys[i] != key:
+        return
+    while True:
+        i = (i + 1) & seen.mask
+        if seen.keys[i] < 0:
+            break
+        if ((i - first_place(seen, seen.keys[i])) & seen.mask) >= ((i - free_place) & seen.mask):
+            seen.keys[free_place] = seen.keys[i]
+            free_place = i
+    seen.keys[free_place] = -1

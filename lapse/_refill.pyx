@@ -41,6 +41,7 @@ cdef struct filler_t:
     int64_t taken               # and what had been taken until then
     int64_t dry
     int64_t boost
+    int64_t boosted             # when boost has changed last
 
 
 cdef class System:
@@ -136,6 +137,8 @@ cdef int begin_group(Filler self, filler_t* f) noexcept nogil:
     cdef int rc = self.worker.sampler.raw(g.keys, self.sampling.group_size)
     if rc != 0:
         return rc
+    if load_i32(&pool.stop):                    # while a callable was drawing: the node may be past its last look at what is under way
+        return ERR_STOPPED
     g.began = nanoseconds()
     g.ts = self.worker.localize(g.keys, self.sampling.group_size)
     if g.ts < DONE:
@@ -173,7 +176,11 @@ cdef void measure(Filler self, filler_t* f) noexcept nogil:
     cdef double pace
     if dry != f.dry:
         f.boost = min(2 * f.boost, <int64_t>MOST_BOOST)
+        f.boosted = now
         f.dry = dry
+    elif f.boost > 1 and now - f.boosted > 10 * WINDOW:
+        f.boost -= 1
+        f.boosted = now
     if now - f.measured < WINDOW:
         return
     pthread_mutex_lock(&pool.lock)
@@ -181,8 +188,6 @@ cdef void measure(Filler self, filler_t* f) noexcept nogil:
     pthread_mutex_unlock(&pool.lock)
     pace = <double>(taken - f.taken) / <double>(now - f.measured)
     f.pace = pace if f.pace == 0.0 else f.pace + (pace - f.pace) * 0.25
-    if f.boost > 1 and now - f.measured > 10 * WINDOW:
-        f.boost -= 1
     f.taken = taken
     f.measured = now
 

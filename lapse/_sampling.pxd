@@ -46,6 +46,7 @@ cdef class Sampling:
         readonly int64_t batch_size
         readonly object seed
         NodeState protocol
+        int pid                 # of the process that made it
         distribution_t d        # owned
         double total            # total_weight
         object function         # FUNCTION: the callable

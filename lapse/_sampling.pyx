@@ -22,10 +22,11 @@ from libc.math cimport log
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcpy, memmove, memset
+from posix.unistd cimport getpid
 from lapse._draws cimport (FUNCTION, LOG_UNIFORM, UNIFORM, WEIGHTS, distribution_free, distribution_init, draw_keys, next_fraction,
                            seed_numbers, total_weight, weight_of)
-from lapse._here cimport (here_free, is_here, look_here, pick_exactly, pick_listed, recent_clear, recent_free, recent_init,
-                          recent_update, seen_add, seen_has, seen_init)
+from lapse._here cimport (any_here, here_free, is_here, look_here, pick_exactly, pick_listed, recent_clear, recent_free, recent_init,
+                          recent_update, seen_add, seen_has, seen_init, seen_remove)
 from lapse._pool cimport pool_free, pool_give_back, pool_new, pool_take
 from lapse._store cimport expect_slot, visible_bytes
 from lapse._sync cimport (load_i64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -77,6 +78,7 @@ cdef class Sampling:
         cdef Key key
         pthread_mutex_init(&self.lock, NULL)
         self.protocol = protocol
+        self.pid = getpid()
         self.scheme = SCHEMES[scheme]
         self.with_replacement = with_replacement
         self.postpone = postpone
@@ -213,6 +215,13 @@ cdef void run_clear(run_t* run) noexcept nogil:
         run.room = 0
 
 
+cdef void forget(handle_t* h, const Key* keys, Py_ssize_t n) noexcept nogil:
+    """A call has failed after it had drawn these: they may be drawn again."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        seen_remove(&h.seen, keys[i])
+
+
 cdef int earlier(const void* a, const void* b) noexcept nogil:
     cdef double x = (<const turn_t*>a).when, y = (<const turn_t*>b).when
     return -1 if x < y else x > y
@@ -251,6 +260,8 @@ cdef class Sampler:
 
     cdef void give_up(self) noexcept nogil:
         cdef int64_t i
+        if getpid() != self.sampling.pid:       # a forked child: its copies of the locks may be taken for ever
+            return
         for i in range(self.used):
             if self.handles[i].left >= 0:
                 self.close(self.handles + i)
@@ -383,6 +394,7 @@ cdef class Sampler:
             for i in range(n):
                 rc = self.here(h, keys + i)
                 if rc != 0:
+                    forget(h, keys, i)
                     break
         else:
             rc = self.from_pool(h, keys, n, done)
@@ -463,6 +475,7 @@ cdef class Sampler:
                 else:
                     rc = self.raw(keys + i, 1)
                     if rc != 0:
+                        forget(h, keys, i)
                         return rc
                 if seen_add(&h.seen, keys[i]):
                     break
@@ -470,9 +483,11 @@ cdef class Sampler:
                 if repeated == REPEATED and self.d.kind != FUNCTION:
                     rc = self.order_rest(h)
                     if rc != 0:
+                        forget(h, keys, i)
                         return rc
                 if repeated == REPEATED_OF_FUNCTION and self.d.kind == FUNCTION:
                     self.repeats(repeated)
+                    forget(h, keys, i)
                     return ERR_DRAW
         return 0
 
@@ -532,8 +547,8 @@ cdef class Sampler:
             key[0] = self.from_list(seen)
         if key[0] >= 0:
             seen_add(seen, key[0])
-        else:
-            barren[0] = arrivals
+        elif self.d.kind != FUNCTION or not any_here(self.store, self.d, seen):
+            barren[0] = arrivals                        # (what a callable has not drawn this time, it may the next)
         return 0
 
     cdef int candidate(self, seen_t* seen, Key* key, int most) noexcept nogil:

@@ -75,7 +75,7 @@ cdef class Worker:
     # an ERR_ code.
     cdef int pull_drawn(self, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef void localize_ahead(self, const Key* keys, Py_ssize_t n) noexcept nogil
-    cdef int await_pool(self) noexcept nogil
+    cdef int await_pool(self, int64_t deadline) noexcept nogil
     cdef int sample_error(self, int code) noexcept nogil
 
 

@@ -477,6 +477,9 @@ cdef object pull_drawn(Core me, object sample, object keys, object vals, object 
                     me.patience = -1
                 if ts >= 0 and not later:
                     code = me.wait_for(ts, limit)
+        if ts == ERR_TIMEOUT:
+            raise TimeoutError("keys has the draws, but their values were not pulled: the operations under way have used up the credit, "
+                               "and the time is up")
         settle(me, ops, ts, code, later, (key_room, room))
     finally:
         store_i32(&w.busy, 0)
@@ -607,11 +610,12 @@ class Worker(Core):
         if me.sampler is None:
             fail(me, ERR_NO_SAMPLING)
         try:
-            count = n.__index__()
+            n = n.__index__()
         except AttributeError:
             raise TypeError(f"the number of draws must be an int, not {type(n).__name__}") from None
-        if not 0 <= count < 2**32:
-            raise ValueError(f"the number of draws must be in [0, 2**32), not {count}")
+        if not 0 <= n < 2**32:
+            raise ValueError(f"the number of draws must be in [0, 2**32), not {n}")
+        count = n
         enter(me, w)
         with nogil:
             handle = me.prepare_sample(count)
@@ -627,7 +631,8 @@ class Worker(Core):
 
         Returns as `pull` does: without vals the array. Where values of the distribution's keys differ in length, vals has room for the
         longest, and is filled from the front. ValueError for a sample that was never prepared, or has fewer draws left: nothing is drawn then.
-        TimeoutError after `timeout` seconds: with an empty pool nothing was drawn, else the pull goes on.
+        TimeoutError after `timeout` seconds: with an empty pool nothing was drawn; else the draws are in `keys`, and the pull goes on, unless
+        the error says that there was no credit for it (`pull` the keys then).
         Blocking or asynchronous (but for an empty pool); one thread; local.
         """
         return pull_drawn(self, sample, keys, vals, asynchronous, timeout, options)

@@ -5,6 +5,7 @@ cimport numpy as cnp
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from lapse cimport Key, Worker
+from lapse._sync cimport pthread_mutex_lock, pthread_mutex_unlock
 
 cnp.import_array()
 
@@ -42,3 +43,12 @@ def codes(Worker kv not None, int64_t handle, Py_ssize_t n):
 def prepare(Worker kv not None, int64_t n):
     """What prepare_sample returns."""
     return kv.prepare_sample(n)
+
+
+def lock_pool(Worker kv not None):
+    """Hold the pool as a thread does that takes from it."""
+    pthread_mutex_lock(&kv.sampler.sampling.pool.lock)
+
+
+def unlock_pool(Worker kv not None):
+    pthread_mutex_unlock(&kv.sampler.sampling.pool.lock)

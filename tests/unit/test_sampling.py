@@ -192,7 +192,7 @@ def test_unknown_handles(sampler, scheme):
 @pytest.mark.parametrize("n", [-1, 2**32, 2**70])
 def test_wrong_numbers_of_draws(sampler, n):
     _, kv = sampler()
-    with pytest.raises((ValueError, OverflowError)):
+    with pytest.raises(ValueError, match=r"must be in \[0, 2\*\*32\)"):
         kv.prepare_sample(n)
     with pytest.raises(TypeError, match="number of draws must be an int"):
         kv.prepare_sample(2.5)
@@ -287,6 +287,25 @@ def test_a_function_that_fails(sampler, scheme, function, error, text):
     code = sampling_probe.draw(kv, 5, 5)
     assert code == ERR_DRAW
     kv.signal = None
+
+
+@pytest.mark.parametrize("scheme", ["naive", "local"])
+def test_what_a_failed_call_drew_comes_again(sampler, scheme):
+    calls = []
+
+    def function(rng, n):
+        calls.append(n)
+        if len(calls) == 2:
+            raise LookupError("not now")
+        return np.arange(n) + n * (len(calls) % 2)
+
+    _, kv = sampler(scheme, False, function, 0, 40, batch_size=20)
+    sample = kv.prepare_sample(40)
+    keys = np.empty(40, np.int64)
+    with pytest.raises(LookupError):
+        kv.pull_sample(sample, keys)
+    kv.pull_sample(sample, keys)
+    assert sorted(keys) == list(range(40))
 
 
 def test_a_function_is_called_for_batches(sampler):
@@ -432,6 +451,24 @@ def test_the_pool_waits_with_a_limit(sampler):
     assert server.stats().sampled == 15
     with pytest.raises(ValueError, match="has 0 draws left"):
         kv.pull_sample(sample, keys[:1])
+
+
+def test_the_limit_is_for_the_call(sampler):
+    """Uses come one by one, each of them well within the limit, and all of them far beyond it."""
+    pause = threading.Event()
+
+    def slow(rng, n):
+        pause.wait(0.05)
+        return rng.integers(0, K, n)
+
+    server, kv = sampler("pool", True, slow, group_size=1, batch_size=1)
+    sample = kv.prepare_sample(100)
+    keys = np.empty(100, np.int64)
+    with pytest.raises(TimeoutError, match="nothing was drawn"):
+        kv.pull_sample(sample, keys, timeout=0.3)
+    assert server.stats().sampled == 0
+    pause.set()
+    kv.pull_sample(sample, keys)
 
 
 def test_shutdown_ends_a_wait_for_the_pool(serve):

@@ -171,6 +171,30 @@ def test_nothing_local_falls_back(run_program, replacement, distribution):
     run_program(NOTHING.format(replacement=replacement, distribution=distribution), nodes=2)
 
 
+def test_a_callable_that_seldom_finds_what_is_here(run_program):
+    """One key in 5000 is here: of 4096 draws about half have it, every time anew."""
+    run_program("""
+        import numpy as np, lapse
+        K = 5000
+        lapse.setup(K, 1)
+        server = lapse.Server(1)
+        rank = server.my_rank()
+        server.enable_sampling_support("local", True, lambda rng, n: rng.integers(0, K, n), seed=1)
+        kv = lapse.Worker(0, server)
+        if rank == 1:
+            kv.localize(np.arange(1, K))
+        kv.barrier()
+        if rank == 0:
+            keys = np.empty(1, np.int64)
+            for _ in range(200):
+                kv.pull_sample(kv.prepare_sample(1), keys)
+            assert 40 < server.stats().sample_fallbacks < 160, server.stats()
+        kv.barrier()
+        kv.finalize()
+        server.shutdown()
+        """, nodes=2)
+
+
 def test_local_while_keys_come_and_go(run_program):
     """Two nodes take keys from each other while both draw: values are right, and hardly anything but fallbacks goes over the network."""
     run_program("""
@@ -352,6 +376,69 @@ def test_a_forked_child_cannot_sample(run_program):
         server.shutdown()
         """)
     assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_forked_child_does_not_wait_for_the_pool(run_program):
+    """Its copy of the pool's lock is taken by a thread that it does not have."""
+    run_program("""
+        import os, signal, time
+        import numpy as np, lapse
+        from tests.unit import sampling_probe
+        lapse.setup(1000, 1)
+        server = lapse.Server(1)
+        server.enable_sampling_support("pool")
+        kv = lapse.Worker(0, server)
+        kv.pull_sample(kv.prepare_sample(1), np.empty(1, np.int64))         # the rest of a batch is the worker's
+        sampling_probe.lock_pool(kv)
+        child = os.fork()
+        if child == 0:
+            del kv
+            os._exit(0)
+        sampling_probe.unlock_pool(kv)
+        end = time.monotonic() + 30
+        ended = 0
+        while ended == 0 and time.monotonic() < end:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.01)
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        kv.finalize()
+        server.shutdown()
+        assert ended and status == 0
+        """)
+
+
+def test_a_slow_callable_sends_nothing_after_the_end(run_program):
+    """The node does not wait for it for ever, and others may still be at work when it returns."""
+    run_program("""
+        import threading
+        import numpy as np, lapse, lapse.node
+        lapse.node.JOIN_THREADS = 0.1
+        lapse.setup(1000, 1)
+        server = lapse.Server(1)
+        rank = server.my_rank()
+        go, called = threading.Event(), threading.Event()
+        def slow(rng, n):
+            called.set()
+            go.wait(60)
+            return np.arange(n) + 500               # of node 1
+        if rank == 0:
+            server.enable_sampling_support("pool", True, slow, batch_size=250)
+            called.wait(60)
+            threading.Timer(0.5, go.set).start()
+            node, thread = server._node, server._node.filler_thread
+        else:
+            kv = lapse.Worker(0, server)
+            threading.Event().wait(2)
+            kv.finalize()
+        lapse.node.JOIN_THREADS = 0.1 if rank == 0 else 10.0
+        server.shutdown()
+        if rank == 0:
+            thread.join(30)
+            assert not thread.is_alive()
+            assert sum(worker["localized_remote"] for worker in node.protocol.counters()["workers"]) == 0
+        """, nodes=2)
 
 
 @pytest.mark.skipif(kind in ("asan", "tsan"), reason="a sanitizer's runtime has signals of its own")
