@@ -53,7 +53,9 @@ check: lint                        ## all that a change must pass: lint, build, 
 	$(MAKE) packaging
 
 demo:                              ## fetch MovieLens 100K, factorize it on 2 local nodes, draw the course (build/demo/demo.png)
-	@$(MAKE) --silent --no-print-directory build/apps/matrix_factorization
+	@echo "demo: building what is not built yet (about a minute on a fresh machine)" >&2
+	@$(MAKE) --silent --no-print-directory build/apps/matrix_factorization >&2
+	@echo "demo: looking for matplotlib and tqdm, for the plot and the progress bar" >&2
 	@PIP_RETRIES=1 "$(PYTHON)" tools/environment.py install apps >build/demo.log 2>&1 || true
 	@"$(PYTHON)" apps/mf/demo.py $(ARGS)
 

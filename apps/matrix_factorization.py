@@ -15,11 +15,11 @@ import numpy as np
 
 import lapse
 from apps.common.exchange import Exchange
-from apps.common.files import InputError, check_folder
+from apps.common.files import InputError, check_file, check_folder
 from apps.common.program import Report, peak_memory, run_application
 from apps.mf.data import open_cells, read_size
 from apps.mf.layout import Layout, Share, load
-from apps.mf.output import read_factors, write_factors
+from apps.mf.output import OUTPUTS, read_factors, write_factors
 from apps.mf.training import ALGORITHMS, SUMS, run_worker
 from lapse.config import Config
 from lapse.options import (
@@ -163,6 +163,10 @@ def prepare(args):
         return None
     if args.output:
         check_folder("--output", args.output)
+        for name in OUTPUTS:
+            check_file("--output", Path(args.output) / name)
+    if args.report:
+        check_file("--report", args.report)
     factors = read_factors(train.parent, layout, args.rank) if args.init_parameters == 1 else None
     began = time.monotonic()
     train_cells = open_cells(train)

@@ -14,12 +14,12 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import calls, memory, remote, report, rows
+from benchmarks import calls, memory, mf, remote, report, rows, sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "benchmarks" / "README.md"
 KEPT = ROOT / "build" / "bench.json"
-BENCHMARKS = {"local": rows, "calls": calls, "remote": remote, "memory": memory}
+BENCHMARKS = {"local": rows, "calls": calls, "remote": remote, "memory": memory, "sampling": sampling, "mf": mf}
 BEGIN, END = "<!-- table: python -m benchmarks --readme -->", "<!-- end of table -->"
 
 

@@ -1,4 +1,4 @@
-"""`python -m lapse`: which versions these are, the head of a bug report; `python -m lapse run …`: start a job on this machine."""
+"""`python -m lapse`: which versions these are, the head of a bug report; `python -m lapse run …`: start a job; `… keys`: make keys."""
 from __future__ import annotations
 
 import argparse
@@ -30,10 +30,15 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["run"]:
         from lapse.launch import main as run  # the module; `lapse.launch` as an attribute is the function
         return run(argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m lapse", usage="%(prog)s [-h] [run ...]",
+    if argv[:1] == ["keys"]:
+        from lapse.keys import main as make_keys
+        return make_keys(argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m lapse", usage="%(prog)s [-h] [run ... | keys ...]",
                                      description="Without a command: print the versions.",
-                                     epilog="'python -m lapse run --help' tells how to start jobs.")
-    parser.add_argument("command", nargs="?", choices=["run"], help="run: start a scheduler and nodes on this machine")
+                                     epilog="'python -m lapse run --help' tells how to start jobs, "
+                                            "'python -m lapse keys --help' how to make keys for one that is started by hand.")
+    parser.add_argument("command", nargs="?", choices=["run", "keys"],
+                        help="run: start a scheduler and nodes on this machine, or over ssh; keys: make the keys of a job")
     parser.parse_args(argv)
     for name, version in versions().items():
         print(f"{name + ':':10}{version}")

@@ -1,9 +1,9 @@
 """Random numbers, and random keys out of a distribution over [low, high).
 
 Design: one xoshiro256++ per thread that draws (Blackman, Vigna, 2021), seeded through splitmix64 (Steele, Lea, Flood, 2014): no lock and no
-shared cache line. A draw of a key takes one 64-bit number: the upper half of its product with the number of keys is a position, and what is left
-over decides between the two keys of that column of the alias table (Walker, 1977; built as by Vose, 1991). A column is 8 bytes, so that
-the table of a vocabulary stays in the cache.
+shared cache line. A draw of a key takes one 64-bit number: the upper half of its product with the number of keys is a position, and
+what is left over decides between the two keys of that column of the alias table (Walker, 1977; built as by Vose, 1991). A column is 8
+bytes, so that the table of a vocabulary stays in the cache.
 """
 from libc.math cimport exp
 from libc.stdint cimport int64_t, uint32_t, uint64_t

@@ -1,8 +1,8 @@
 # Design: see _pool.pxd.
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, malloc
-from lapse._sync cimport (add_i64, add_u32, fence, load_u32, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-                          set_once_i32, unpark)
+from lapse._sync cimport (add_i64, add_u32, fence, load_u32, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+                          pthread_mutex_unlock, set_once_i32, unpark)
 from lapse._types cimport ERR_MEMORY, Key
 
 

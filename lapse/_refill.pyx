@@ -1,12 +1,13 @@
-# Design: the thread that fills a node's pool. It has a worker slot of its own, behind those of the program's workers, and so its own operations
-# and credit; it comes to no barrier. A group is drawn, localized with one operation, and when that has arrived each draw goes into the pool as often as
-# it is to be used, in random order. Groups overlap, and arrive in the order in which they were drawn.
+# Design: the thread that fills a node's pool. It has a worker slot of its own, behind those of the program's workers, and so its own
+# operations and credit; it comes to no barrier. A group is drawn, localized with one operation, and when that has arrived each draw goes
+# into the pool as often as it is to be used, in random order. Groups overlap, and arrive in the order in which they were drawn.
 #
-# How much is to be there: what is used up in twice the time that a group takes to arrive, at the pace measured of late, and at least a group ready and a
-# group coming. A worker that finds too little doubles the amount for a while: while it waits, the pace measured is too low.
+# How much is to be there: what is used up in twice the time that a group takes to arrive, at the pace measured of late, and at least a
+# group ready and a group coming. A worker that finds too little doubles the amount for a while: while it waits, the pace measured is too
+# low.
 #
-# It sleeps on its worker's event word, which the server thread bumps when a group has arrived, and a worker when it leaves less than there should be.
-# No GIL, but for a callable's draws.
+# It sleeps on its worker's event word, which the server thread bumps when a group has arrived, and a worker when it leaves less than
+# there should be. No GIL, but for a callable's draws.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
@@ -40,6 +41,7 @@ cdef struct filler_t:
     int64_t taken               # and what had been taken until then
     int64_t dry
     int64_t boost
+    int64_t boosted             # when boost has changed last
 
 
 cdef class System:
@@ -135,6 +137,8 @@ cdef int begin_group(Filler self, filler_t* f) noexcept nogil:
     cdef int rc = self.worker.sampler.raw(g.keys, self.sampling.group_size)
     if rc != 0:
         return rc
+    if load_i32(&pool.stop):                    # while a callable was drawing: the node may be past its last look at what is under way
+        return ERR_STOPPED
     g.began = nanoseconds()
     g.ts = self.worker.localize(g.keys, self.sampling.group_size)
     if g.ts < DONE:
@@ -172,7 +176,11 @@ cdef void measure(Filler self, filler_t* f) noexcept nogil:
     cdef double pace
     if dry != f.dry:
         f.boost = min(2 * f.boost, <int64_t>MOST_BOOST)
+        f.boosted = now
         f.dry = dry
+    elif f.boost > 1 and now - f.boosted > 10 * WINDOW:
+        f.boost -= 1
+        f.boosted = now
     if now - f.measured < WINDOW:
         return
     pthread_mutex_lock(&pool.lock)
@@ -180,8 +188,6 @@ cdef void measure(Filler self, filler_t* f) noexcept nogil:
     pthread_mutex_unlock(&pool.lock)
     pace = <double>(taken - f.taken) / <double>(now - f.measured)
     f.pace = pace if f.pace == 0.0 else f.pace + (pace - f.pace) * 0.25
-    if f.boost > 1 and now - f.measured > 10 * WINDOW:
-        f.boost -= 1
     f.taken = taken
     f.measured = now
 

@@ -2,10 +2,10 @@
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._draws cimport distribution_t, rng_t
-from lapse._here cimport here_t, seen_t
+from lapse._here cimport here_t, recent_t, seen_t
+from lapse._node_state cimport NodeState
 from lapse._operations cimport worker_t
 from lapse._pool cimport pool_t
-from lapse._protocol cimport Protocol
 from lapse._store cimport store_t
 from lapse._sync cimport pthread_mutex_t
 from lapse._types cimport Key
@@ -45,7 +45,8 @@ cdef class Sampling:
         readonly int64_t reuse
         readonly int64_t batch_size
         readonly object seed
-        Protocol protocol
+        NodeState protocol
+        int pid                 # of the process that made it
         distribution_t d        # owned
         double total            # total_weight
         object function         # FUNCTION: the callable
@@ -55,6 +56,7 @@ cdef class Sampling:
         pool_t* pool            # owned; POOL
         worker_t* filler        # borrowed from protocol; of the thread that fills the pool, NULL: there is none yet
         public object error     # what the pool's callable raised
+        int64_t recent_room     # LOCAL: arrivals after which a look is due
         pthread_mutex_t lock    # guards latest, and refs of all lists
         here_t* latest          # the last list of local keys
     cdef here_t* list_of_now(self, here_t* old) noexcept nogil
@@ -80,6 +82,8 @@ cdef class Sampler:
         run_t uses              # POOL: taken from the pool, not used yet
         int64_t barren          # LOCAL: arrivals at which nothing was here, -1: never
         here_t* listed          # LOCAL: shared; NULL while enough is local
+        recent_t recent         # LOCAL: what has come since that list was made
+        int64_t effort          # LOCAL: keys passed over because most of the list has left
         bint low                # POOL: the thread that fills the pool should be woken
     # A handle >= 0 for n draws, ERR_MEMORY, ERR_DRAW, or ERR_SAMPLE_COUNT (n < 0, or more different keys than there are).
     cdef int64_t prepare(self, int64_t n) noexcept nogil
@@ -111,7 +115,8 @@ cdef class Sampler:
     cdef int candidate(self, seen_t* seen, Key* key, int most) noexcept nogil
     cdef int look_ahead(self) noexcept nogil
     cdef Key from_list(self, const seen_t* seen) noexcept nogil
-    cdef Key pick(self, const here_t* l, const seen_t* seen) noexcept nogil
+    cdef bint catch_up(self) noexcept nogil
+    cdef Key pick(self, const seen_t* seen) noexcept nogil
     cdef void refresh(self) noexcept nogil
     cdef int from_pool(self, handle_t* h, Key* keys, Py_ssize_t n, Py_ssize_t* done) noexcept nogil
     cdef int next_use(self, handle_t* h, int64_t wanted, Key* key) noexcept nogil

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,9 @@ SCHEMES: dict[str, int]
 
 class Sampling:
     def __init__(self, protocol: Protocol, scheme: str, with_replacement: bool,
-                 distribution: str | npt.NDArray[np.float64] | Callable[[np.random.Generator, int], npt.NDArray[np.int64]], low: int, high: int, *,
-                 seed: int | None = None, group_size: int = 250, reuse: int = 1, postpone: bool = False, batch_size: int = 10000) -> None: ...
+                 distribution: str | npt.NDArray[np.float64] | Callable[[np.random.Generator, int], npt.NDArray[np.int64]],
+                 low: int, high: int, *, seed: int | None = None, group_size: int = 250, reuse: int = 1, postpone: bool = False,
+                 batch_size: int = 10000) -> None: ...
     error: BaseException | None
     @property
     def scheme(self) -> int: ...

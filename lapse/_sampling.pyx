@@ -1,15 +1,15 @@
-# Design: a Sampler belongs to one worker thread and shares no lock with others; it knows of no sockets and never waits, so that the simulation runs it,
-# too. What has to be sent or waited for is its caller's part: preloc's localize, and the pool when it is empty (DRY).
+# Design: a Sampler belongs to one worker thread and shares no lock with others; it knows of no sockets and never waits, so that the
+# simulation runs it, too. What has to be sent or waited for is its caller's part: preloc's localize, and the pool when it is empty (DRY).
 #
 # naive     draws when asked, out of the distribution.
 # preloc    draws when prepared; the keys wait in the handle.
 # pool      hands out what one thread per node has drawn and localized (see _pool.pxd, _refill.pyx).
-# local     draws until a key is here: of the local keys each comes with its share of their weight. When few are here, it draws from a list
-#           of them (see _here.pxd) instead; with nothing local, a draw like a naive one, which is counted.
+# local     draws until a key is here: of the local keys each comes with its share of their weight. When few are here, it draws from a
+#           list of them instead (see _here.pxd); with nothing local, a draw like a naive one, which is counted.
 #
-# Without replacement a handle has a set of what it has drawn, and draws again what is in it. When that does not help any more, the other keys are
-# put in the order of exponential numbers with their weights as rates, which is the order in which they would be drawn one after the other (Efraimidis,
-# Spirakis, 2006).
+# Without replacement a handle has a set of what it has drawn, and draws again what is in it. When that does not help any more, the other
+# keys are put in the order of exponential numbers with their weights as rates, which is the order in which they would be drawn one after
+# the other (Efraimidis, Spirakis, 2006).
 #
 # Locking: Sampling.lock guards the list that workers share; it is held for a look over the range, and for nothing else.
 import os
@@ -22,12 +22,14 @@ from libc.math cimport log
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcpy, memmove, memset
-from lapse._draws cimport (FUNCTION, LOG_UNIFORM, UNIFORM, WEIGHTS, distribution_free, distribution_init, draw_key, draw_keys, next_fraction,
+from posix.unistd cimport getpid
+from lapse._draws cimport (FUNCTION, LOG_UNIFORM, UNIFORM, WEIGHTS, distribution_free, distribution_init, draw_keys, next_fraction,
                            seed_numbers, total_weight, weight_of)
-from lapse._here cimport here_free, is_here, look_here, pick_exactly, pick_listed, seen_add, seen_has, seen_init
+from lapse._here cimport (any_here, here_free, is_here, look_here, pick_exactly, pick_listed, recent_clear, recent_free, recent_init,
+                          recent_update, seen_add, seen_has, seen_init, seen_remove)
 from lapse._pool cimport pool_free, pool_give_back, pool_new, pool_take
 from lapse._store cimport expect_slot, visible_bytes
-from lapse._sync cimport (load_i64, nanoseconds, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+from lapse._sync cimport (load_i64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
                           unlikely)
 from lapse._types cimport ERR_DRAW, ERR_MEMORY, ERR_SAMPLE, ERR_SAMPLE_COUNT, Key
 
@@ -46,7 +48,7 @@ cdef enum:
     REPEATED_OF_FUNCTION = 1000000
     BATCH = 64                  # uses that a worker takes from the pool at once
     KEEP = 4096                 # keys of a closed handle's memory that are kept
-    PATIENCE = 10               # a stale list is good for so many times of what it takes to make one
+    RECENT = 256                # an arrival is worth a look at so many keys
 
 cdef seen_t NOTHING_SEEN
 NOTHING_SEEN.keys = NULL
@@ -67,7 +69,7 @@ cdef class Sampling:
     distribution: "uniform", "log-uniform", a float64 array of high - low weights, or a callable. seed: in [0, 2**64), or None.
     """
 
-    def __cinit__(self, Protocol protocol not None, scheme, bint with_replacement, distribution, Key low, Key high, *, seed=None,
+    def __cinit__(self, NodeState protocol not None, scheme, bint with_replacement, distribution, Key low, Key high, *, seed=None,
                   int64_t group_size=250, int64_t reuse=1, bint postpone=False, int64_t batch_size=10000):
         cdef cnp.ndarray weights
         cdef const double* w = NULL
@@ -76,6 +78,7 @@ cdef class Sampling:
         cdef Key key
         pthread_mutex_init(&self.lock, NULL)
         self.protocol = protocol
+        self.pid = getpid()
         self.scheme = SCHEMES[scheme]
         self.with_replacement = with_replacement
         self.postpone = postpone
@@ -108,7 +111,12 @@ cdef class Sampling:
             if self.pool == NULL:
                 raise MemoryError("no memory for the pool")
         elif self.scheme == LOCAL:
-            protocol.watch_begin, protocol.watch_end = low, high
+            self.recent_room = max(64, (high - low) // RECENT)
+            size = 1024
+            while size < 4 * <size_t>self.recent_room:
+                size *= 2
+            if protocol.watch(low, high, <int64_t>size) != 0:
+                raise MemoryError("no memory to note arrivals")
 
     def __dealloc__(self):
         here_free(self.latest)
@@ -133,11 +141,11 @@ cdef class Sampling:
         return number << 32 | count & 0xffffffff
 
     cdef here_t* list_of_now(self, here_t* old) noexcept nogil:
-        """A list made after the last arrival, in place of `old`, which is let go; old itself when there is no memory."""
+        """A list that is better than `old`, which is let go; old itself when there is no memory."""
         cdef here_t* l
         pthread_mutex_lock(&self.lock)
         l = self.latest
-        if l == NULL or l == old or (l.keys == NULL and l.count > 0) or l.arrivals != load_i64(&self.protocol.arrivals):
+        if l == NULL or l == old or l.many or load_i64(&self.protocol.arrivals) - l.arrivals > self.recent_room // 2:
             l = look_here(self.protocol.store, &self.d, self.total, &self.protocol.arrivals)
             if l != NULL:
                 l.refs = 1
@@ -207,6 +215,13 @@ cdef void run_clear(run_t* run) noexcept nogil:
         run.room = 0
 
 
+cdef void forget(handle_t* h, const Key* keys, Py_ssize_t n) noexcept nogil:
+    """A call has failed after it had drawn these: they may be drawn again."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        seen_remove(&h.seen, keys[i])
+
+
 cdef int earlier(const void* a, const void* b) noexcept nogil:
     cdef double x = (<const turn_t*>a).when, y = (<const turn_t*>b).when
     return -1 if x < y else x > y
@@ -225,6 +240,9 @@ cdef class Sampler:
         self.d = &sampling.d
         self.free_handle = -1
         self.barren = -1
+        self.recent.known.mask = -1
+        if sampling.scheme == LOCAL and recent_init(&self.recent, sampling.recent_room) != 0:
+            raise MemoryError("no memory for a worker's draws")
         self.stream = stream
         seed_numbers(&self.rng, sampling.seed, sampling.protocol.me, self.stream)
 
@@ -238,9 +256,12 @@ cdef class Sampler:
         free(self.handles)
         free(self.ahead.keys)
         free(self.uses.keys)
+        recent_free(&self.recent)
 
     cdef void give_up(self) noexcept nogil:
         cdef int64_t i
+        if getpid() != self.sampling.pid:       # a forked child: its copies of the locks may be taken for ever
+            return
         for i in range(self.used):
             if self.handles[i].left >= 0:
                 self.close(self.handles + i)
@@ -373,6 +394,7 @@ cdef class Sampler:
             for i in range(n):
                 rc = self.here(h, keys + i)
                 if rc != 0:
+                    forget(h, keys, i)
                     break
         else:
             rc = self.from_pool(h, keys, n, done)
@@ -453,6 +475,7 @@ cdef class Sampler:
                 else:
                     rc = self.raw(keys + i, 1)
                     if rc != 0:
+                        forget(h, keys, i)
                         return rc
                 if seen_add(&h.seen, keys[i]):
                     break
@@ -460,9 +483,11 @@ cdef class Sampler:
                 if repeated == REPEATED and self.d.kind != FUNCTION:
                     rc = self.order_rest(h)
                     if rc != 0:
+                        forget(h, keys, i)
                         return rc
                 if repeated == REPEATED_OF_FUNCTION and self.d.kind == FUNCTION:
                     self.repeats(repeated)
+                    forget(h, keys, i)
                     return ERR_DRAW
         return 0
 
@@ -517,13 +542,13 @@ cdef class Sampler:
             if self.d.kind != FUNCTION:
                 self.refresh()
                 if self.listed == NULL:                 # many are here; this handle has seen them, or they came only now
-                    key[0] = pick_exactly(self.store, self.d, NULL, seen, &self.rng)
+                    key[0] = pick_exactly(self.store, self.d, NULL, NULL, seen, &self.rng)
         if self.listed != NULL:
             key[0] = self.from_list(seen)
         if key[0] >= 0:
             seen_add(seen, key[0])
-        else:
-            barren[0] = arrivals
+        elif self.d.kind != FUNCTION or not any_here(self.store, self.d, seen):
+            barren[0] = arrivals                        # (what a callable has not drawn this time, it may the next)
         return 0
 
     cdef int candidate(self, seen_t* seen, Key* key, int most) noexcept nogil:
@@ -558,44 +583,47 @@ cdef class Sampler:
     cdef void refresh(self) noexcept nogil:
         """Have a list of what is here now, or none if enough is here."""
         cdef here_t* l = self.sampling.list_of_now(self.listed)
+        self.effort = 0
         self.listed = l
-        if l != NULL and l.keys == NULL and l.count > 0:
+        if l == NULL:
+            return
+        recent_clear(&self.recent, l.arrivals)
+        if l.many:
             self.sampling.let_go(l)
             self.listed = NULL
 
     cdef Key from_list(self, const seen_t* seen) noexcept nogil:
-        """A key of the list of local ones that is still here, by weight; -1: there is none.
-
-        A list is made anew when there have been arrivals or most of it has left, but not so often that looking takes most of the time;
-        and at once when it is of no use any more.
-        """
-        cdef here_t* l = self.listed
-        cdef Key key = -1
-        cdef int i
-        if l.arrivals != load_i64(&self.sampling.protocol.arrivals) and (l.count == 0 or nanoseconds() - l.looked > PATIENCE * l.cost):
-            self.refresh()
-        for i in range(2):
-            l = self.listed
-            if l == NULL:                               # many have come
-                return pick_exactly(self.store, self.d, NULL, seen, &self.rng)
-            key = self.pick(l, seen)
-            if key >= 0 or l.count == 0:
-                return key
-            if i == 0 and nanoseconds() - l.looked > PATIENCE * l.cost:
-                self.refresh()                          # most have left, or been seen
-                continue
-            key = pick_exactly(self.store, self.d, l, seen, &self.rng)
-            if key >= 0 or l.arrivals == load_i64(&self.sampling.protocol.arrivals):
-                return key
-            self.refresh()
+        """A key of the list, or of what has come since, that is still here, by weight; -1: there is none."""
+        cdef Key key
+        if self.recent.arrivals != load_i64(&self.sampling.protocol.arrivals) and not self.catch_up():
+            return pick_exactly(self.store, self.d, NULL, NULL, seen, &self.rng)
+        key = self.pick(seen)
+        if key < 0 and self.listed.count + self.recent.count > 0:
+            # Most have left, or been seen. A new list is due when passing over this one has cost as much.
+            self.effort += self.listed.count + self.recent.count + LISTED_TRIES
+            key = pick_exactly(self.store, self.d, self.listed, &self.recent, seen, &self.rng)
+            if self.effort > <int64_t>self.d.span:
+                self.refresh()
         return key
 
-    cdef Key pick(self, const here_t* l, const seen_t* seen) noexcept nogil:
+    cdef bint catch_up(self) noexcept nogil:
+        """Take up what has arrived. 0: so much has come that there is no list any more."""
+        cdef int i
+        for i in range(4):                              # should ever more arrive meanwhile
+            if recent_update(&self.recent, self.listed, self.d, self.sampling.protocol.arrived, self.sampling.protocol.arrived_mask,
+                             &self.sampling.protocol.arrivals):
+                return True
+            self.refresh()
+            if self.listed == NULL:
+                return False
+        return True
+
+    cdef Key pick(self, const seen_t* seen) noexcept nogil:
         cdef int i
         cdef Key key
-        if l.count > 0:
+        if self.listed.count + self.recent.count > 0:
             for i in range(LISTED_TRIES):
-                key = pick_listed(l, &self.rng)
+                key = pick_listed(self.listed, &self.recent, &self.rng)
                 if is_here(self.store, key) and not seen_has(seen, key):
                     return key
         return -1

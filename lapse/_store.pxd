@@ -54,9 +54,8 @@ cdef inline size_t stored_bytes(const store_t* s, Key key) noexcept nogil:
     return s.uniform_stored if s.stored == NULL else <size_t>s.stored[key] * s.itemsize
 
 
-cdef inline uint64_t latch(store_t* s, Key key) noexcept nogil:
-    """Take the key's latch; return its slot word without the latch bit. Spins briefly, then yields the core."""
-    cdef uint64_t* slot = s.slots + key
+cdef inline uint64_t latch_slot(uint64_t* slot) noexcept nogil:
+    """Take the latch of a slot; return its word without the latch bit. Spins briefly, then yields the core."""
     cdef uint64_t word = peek_u64(slot)
     cdef int spins = 0
     while True:
@@ -68,6 +67,11 @@ cdef inline uint64_t latch(store_t* s, Key key) noexcept nogil:
             yield_core()
             spins = 0
         word = peek_u64(slot)
+
+
+cdef inline uint64_t latch(store_t* s, Key key) noexcept nogil:
+    """Take the key's latch, as latch_slot does."""
+    return latch_slot(s.slots + key)
 
 
 cdef inline void unlatch(store_t* s, Key key, uint64_t word) noexcept nogil:

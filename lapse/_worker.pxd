@@ -9,8 +9,8 @@ push and set have copied vals and keys when they return. The arrays of a pull be
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._protocol cimport Protocol, worker_t
 from lapse._sampling cimport Sampler
-from lapse._store cimport OWNED, latch, store_t, unlatch
-from lapse._sync cimport load_i32, load_i64, peek_u64, prefetch_read, prefetch_write, unlikely
+from lapse._store cimport OWNED, latch_slot
+from lapse._sync cimport load_i32, load_i64, peek_u64, prefetch_read, prefetch_write, store_u64, unlikely
 from lapse._types cimport Key, Timestamp
 from lapse._van cimport Van
 
@@ -51,9 +51,10 @@ cdef class Worker:
     # call of this Worker returns ERR_HELD. Bit i of `changed` counts a push of keys[i].
     cdef int acquire(self, const Key* keys, int n, void** rows) noexcept nogil
     cdef int release(self, uint32_t changed) noexcept nogil
-    # Sampling, see docs/api.md. prepare_sample: a handle >= 0 for n draws, or an ERR_ code; does not block. draw_sample: the next n draws of a
-    # handle, their keys only, in `keys`: 0, or an ERR_ code and nothing drawn; the pool scheme blocks while the pool is empty. pull_sample:
-    # draw_sample and a pull of the keys that were drawn. finish_sample: the rest of it is given up; 0, also when it has been used up, or ERR_SAMPLE.
+    # Sampling, see docs/api.md. prepare_sample: a handle >= 0 for n draws, or an ERR_ code; does not block. draw_sample: the next n
+    # draws of a handle, their keys only: 0, or an ERR_ code and nothing drawn; the pool scheme blocks while the pool is empty.
+    # pull_sample: draw_sample, and a pull of what was drawn. finish_sample: the rest is given up; 0, also when it was used up, or
+    # ERR_SAMPLE.
     cdef int64_t prepare_sample(self, int64_t n) noexcept nogil
     cdef int draw_sample(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil
     cdef Timestamp pull_sample(self, int64_t handle, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
@@ -70,63 +71,91 @@ cdef class Worker:
     cdef int block(self, int what, int64_t arg, int64_t nanoseconds_left) noexcept nogil
     cdef bint pause_for(self, Timestamp ts) noexcept nogil
     cdef bint interrupted(self) noexcept nogil
-    # 1 when vals has been filled with the values of keys that were drawn and are here, keys that have left being drawn anew; else 0 or an ERR_ code.
+    # 1 when vals has been filled with the values of keys that were drawn and are here (keys that have left are drawn anew); else 0, or
+    # an ERR_ code.
     cdef int pull_drawn(self, Key* keys, Py_ssize_t n, void* vals) noexcept nogil
     cdef void localize_ahead(self, const Key* keys, Py_ssize_t n) noexcept nogil
-    cdef int await_pool(self) noexcept nogil
+    cdef int await_pool(self, int64_t deadline) noexcept nogil
     cdef int sample_error(self, int code) noexcept nogil
 
 
 # --- in place on two rows, inlined into the caller's loop -------------------------------------------------------------------------------
 # acquire() of two keys and release(3) of both, for loops in which the call would cost more than the arithmetic; and hints for the
 # processor, which do nothing for a key that is not local: first the key's slot, some positions later its row.
+#
+#     if look(worker, &sight):                  every thousand pairs, and after each other call of the worker
+#         if acquire_two(&sight, a, b, &two):
+#             ...                               arithmetic only, under 10 microseconds
+#             release_two(&two)
+#         count_pairs(&sight, how many)
+#
+# What a locked instruction is followed by has to wait for it. So all that these need is looked up before the loop and lies in local
+# variables of the caller, which the compiler keeps in registers; behind the latches nothing is read but the rows.
 
-cdef inline int acquire_two(Worker self, const Key* keys, void** rows) noexcept nogil:
-    """What acquire(keys, 2, rows) does and returns."""
+cdef struct sight_t:            # what acquire_two has to know of a worker and its store
+    worker_t* w
+    uint64_t* slots
+    Key num_keys                # 0: nothing can be had in place
+
+cdef struct two_rows_t:         # what acquire_two holds
+    void* row[2]
+    uint64_t* slot[2]
+    uint64_t word[2]
+
+
+cdef inline bint look(Worker self, sight_t* sight) noexcept nogil:
+    """Look up what the others need; 0 when nothing can be had in place now (the job has failed, shared_memory is off, operations by a
+    guessed route are unanswered): then acquire_two always fails, and the hints must not be used."""
     cdef worker_t* w = self.w
-    cdef store_t* s
-    cdef int first = keys[1] < keys[0]
-    cdef Key a = keys[first], b = keys[1 - first]
-    cdef uint64_t one, two
-    if unlikely(w == NULL or load_i32(&self.van.state) != 0 or w.held != 0 or not self.protocol.shared_memory
-                or load_i64(&w.pins.cached) != 0):
-        return self.acquire(keys, 2, rows)
-    s = self.protocol.store
-    if unlikely(a < 0 or a == b or b >= s.num_keys):
-        return self.acquire(keys, 2, rows)
-    one = latch(s, a)
-    two = latch(s, b)
-    if unlikely(not (one & two & OWNED) or (one | two) >> 63):
-        unlatch(s, b, two)
-        unlatch(s, a, one)
-        return self.acquire(keys, 2, rows)
-    rows[first] = <void*>(one & ~<uint64_t>7)
-    rows[1 - first] = <void*>(two & ~<uint64_t>7)
-    w.held_keys[0], w.held_keys[1] = a, b
-    w.held_words[0], w.held_words[1] = one, two
-    w.held = w.held_rows = 2
-    w.counters.pulled_local += 2
-    return 2
+    sight.w, sight.slots, sight.num_keys = w, NULL, 0
+    if (w == NULL or not self.protocol.shared_memory or load_i32(&self.van.state) != 0 or w.held != 0
+            or load_i64(&w.pins.cached) != 0):
+        return False
+    sight.slots, sight.num_keys = self.protocol.store.slots, self.protocol.store.num_keys
+    return True
 
 
-cdef inline void release_two(Worker self) noexcept nogil:
-    """What release(3) does, behind an acquire_two that returned 2."""
-    cdef worker_t* w = self.w
-    cdef store_t* s = self.protocol.store
-    unlatch(s, w.held_keys[0], w.held_words[0])
-    unlatch(s, w.held_keys[1], w.held_words[1])
-    w.held = w.held_rows = 0
-    w.counters.pushed_local += 2
+cdef inline bint acquire_two(const sight_t* sight, Key a, Key b, two_rows_t* two) noexcept nogil:
+    """Latch the rows of two different keys that are both here; 0, and nothing is held, when that is not to be had."""
+    if unlikely(<uint64_t>a >= <uint64_t>sight.num_keys or <uint64_t>b >= <uint64_t>sight.num_keys or a == b):
+        return False
+    two.slot[0] = sight.slots + a
+    two.slot[1] = sight.slots + b
+    if a < b:
+        two.word[0] = latch_slot(two.slot[0])
+        two.word[1] = latch_slot(two.slot[1])
+    else:
+        two.word[1] = latch_slot(two.slot[1])
+        two.word[0] = latch_slot(two.slot[0])
+    if unlikely(not (two.word[0] & two.word[1] & OWNED) or (two.word[0] | two.word[1]) >> 63):
+        release_two(two)
+        return False
+    two.row[0] = <void*>(two.word[0] & ~<uint64_t>7)
+    two.row[1] = <void*>(two.word[1] & ~<uint64_t>7)
+    return True
 
 
-cdef inline void prefetch_slot(Worker self, Key key) noexcept nogil:
+cdef inline void release_two(const two_rows_t* two) noexcept nogil:
+    """Give back what acquire_two has latched."""
+    store_u64(two.slot[0], two.word[0])
+    store_u64(two.slot[1], two.word[1])
+
+
+cdef inline void count_pairs(const sight_t* sight, int64_t pairs) noexcept nogil:
+    """Count both rows of so many acquire_two as pulled and pushed here."""
+    if pairs > 0:
+        sight.w.counters.pulled_local += 2 * pairs
+        sight.w.counters.pushed_local += 2 * pairs
+
+
+cdef inline void prefetch_slot(const sight_t* sight, Key key) noexcept nogil:
     """Have the key's slot in the cache soon. The key must exist."""
-    prefetch_read(self.protocol.store.slots + key)
+    prefetch_read(sight.slots + key)
 
 
-cdef inline void prefetch_row(Worker self, Key key, size_t bytes) noexcept nogil:
+cdef inline void prefetch_row(const sight_t* sight, Key key, size_t bytes) noexcept nogil:
     """Have the first bytes of the key's row in the cache soon, if it is here. The key must exist."""
-    cdef uint64_t word = peek_u64(self.protocol.store.slots + key)
+    cdef uint64_t word = peek_u64(sight.slots + key)
     cdef char* row = <char*>(word & ~<uint64_t>7)
     cdef size_t at = 0
     if not word & OWNED or word >> 63:

@@ -409,6 +409,7 @@ cdef class Worker:
 
     cdef int draw_sample(self, int64_t handle, Key* keys, Py_ssize_t n) noexcept nogil:
         cdef Py_ssize_t done = 0, some = 0
+        cdef int64_t deadline = 0               # none yet: most draws need no clock
         cdef int rc = refusal(self.w, self.van)
         if unlikely(rc != 0):
             return rc
@@ -423,7 +424,9 @@ cdef class Worker:
             if likely(rc == 0):
                 return 0
             if rc == DRY:
-                rc = self.await_pool()
+                if deadline == 0:
+                    deadline = nanoseconds() + self.patience if self.patience >= 0 else -1
+                rc = self.await_pool(deadline)
                 if rc == 0:
                     rc = self.sampler.draw(handle, keys + done, n - done, &some)
                     done += some
@@ -432,10 +435,9 @@ cdef class Worker:
                 self.sampler.undo(handle, keys, done)
             return self.sample_error(rc)
 
-    cdef int await_pool(self) noexcept nogil:
-        """Sleep until the pool has something to hand out: 0, or why not."""
+    cdef int await_pool(self, int64_t deadline) noexcept nogil:
+        """Sleep until the pool has something to hand out: 0, or why not. deadline: by the clock of nanoseconds(); -1: none."""
         cdef pool_t* pool = self.sampler.sampling.pool
-        cdef int64_t deadline = nanoseconds() + self.patience if self.patience >= 0 else -1
         cdef int64_t slice_
         cdef bint in_main = lapse_this_thread() == MAIN_THREAD
         cdef bint signalled

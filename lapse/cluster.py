@@ -131,10 +131,7 @@ class Cluster:
     def _join(self, description: dict) -> None:
         config = self.config
         address = hosts.resolve(config.root_host)
-        if not hosts.is_loopback(address) and config.security != "none":
-            raise LapseError(
-                f"the scheduler is at {config.root_host} ({address}), beyond loopback, where connections would be neither encrypted "
-                "nor authenticated; LAPSE_SECURITY=none (or setup(..., security='none')) allows it in a network that you trust")
+        sockets.check_beyond_loopback(f"the scheduler is at {config.root_host} ({address})", address, config)
         if config.ipc_dir is not None:
             ipc.check(config.ipc_dir)
         if not config.authenticated:

@@ -10,12 +10,15 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 
 from lapse import hosts
+from lapse.keys import Keys, read_file
 
 CLUSTER_VARIABLES = ("DMLC_ROLE", "DMLC_NUM_SERVER", "DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT")
 MAX_NODES = 65534
 MIB = 1 << 20
 
-_taken: dict[tuple, str] = {}  # (root host, root port) -> the token that was taken out of os.environ
+SECRETS = ("LAPSE_TOKEN", "LAPSE_SECRET_KEYS")
+
+_taken: dict[tuple, dict[str, str]] = {}  # (root host, root port) -> the secrets that were taken out of os.environ
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ class Config:
     credit_ops: int = 1024                  # per worker
     credit_bytes: int = 64 * MIB
     port_range: tuple[int, int] | None = None
-    security: str | None = None             # token, none; None: token where there is one
+    security: str | None = None             # curve, token, none; None: curve where there are keys, token where there is one
     token: str | None = field(default=None, repr=False)
+    keys: Keys | None = field(default=None, repr=False)
     stats_out: str = ""
     trace_keys: str = ""
     verbose: int = 0
@@ -60,7 +64,7 @@ class Config:
         _check_whole("credit_bytes", self.credit_bytes, 1, 2**63 - 1)
         _check_choice("role", self.role, ("local", "server", "scheduler"))
         _check_choice("transport", self.transport, ("auto", "ipc", "tcp"))
-        _check_choice("security", self.security, (None, "token", "none"))
+        _check_choice("security", self.security, (None, "curve", "token", "none"))
         for name in ("heartbeat_interval", "heartbeat_timeout", "op_timeout", "join_timeout", "barrier_warning"):
             value = getattr(self, name)
             if name == "op_timeout" and value is None:
@@ -77,15 +81,34 @@ class Config:
             raise ValueError("the token must have 8 to 255 bytes")
         if self.security == "token" and self.role != "local" and self.token is None:
             raise ValueError("security 'token' needs the job's token in LAPSE_TOKEN")
+        if self.role != "local" and self.mode == "curve":
+            self._check_keys()
         if self.port_range is not None:
             low, high = self.port_range
             if not 1 <= low <= high <= 65535:
                 raise ValueError(f"port_range {low}-{high} is not a range of ports")
 
+    def _check_keys(self) -> None:
+        keys = self.keys
+        if keys is None:
+            raise ValueError("security 'curve' needs keys: LAPSE_KEYS names the file of this member (python -m lapse keys makes them)")
+        if (keys.rank is None) != (self.role == "scheduler"):
+            raise ValueError(f"the keys are those of {'the scheduler' if keys.rank is None else f'node {keys.rank}'}, "
+                             f"this is a {self.role} (DMLC_ROLE)")
+        if keys.rank is None and len(keys.nodes) != self.num_nodes:
+            raise ValueError(f"the keys are for a job of {len(keys.nodes)} nodes, not of {self.num_nodes}")
+        if keys.rank is not None and self.rank_hint != keys.rank:
+            raise ValueError(f"the keys are those of node {keys.rank}, this is to be node {self.rank_hint} (LAPSE_RANK)")
+
+    @property
+    def mode(self) -> str:
+        """How members prove that they belong to the job: curve (and everything is encrypted), token, or none."""
+        return self.security or ("curve" if self.keys else "token" if self.token else "none")
+
     @property
     def authenticated(self) -> bool:
-        """Whether members prove with the token that they belong to the job."""
-        return self.security != "none" and self.token is not None
+        """Whether members prove that they belong to the job."""
+        return self.mode != "none"
 
     @classmethod
     def make(cls, num_keys: int, num_threads: int, *, environ: Mapping[str, str] | None = None, **overrides) -> Config:
@@ -154,22 +177,28 @@ def _from_environment(environ: Mapping[str, str]) -> dict:
         settings["security"] = environ["LAPSE_SECURITY"]
     if environ.get("LAPSE_IPC_DIR"):
         settings["ipc_dir"] = environ["LAPSE_IPC_DIR"]
-    token = _take_token(environ, (given["DMLC_PS_ROOT_URI"], given["DMLC_PS_ROOT_PORT"]))
-    if token:
-        settings["token"] = token
+    secrets = _take_secrets(environ, (given["DMLC_PS_ROOT_URI"], given["DMLC_PS_ROOT_PORT"]))
+    if "LAPSE_TOKEN" in secrets:
+        settings["token"] = secrets["LAPSE_TOKEN"]
+    if not missing and ("LAPSE_SECRET_KEYS" in secrets or environ.get("LAPSE_KEYS")):
+        text = secrets.get("LAPSE_SECRET_KEYS")
+        keys = settings["keys"] = Keys.parse(text, "LAPSE_SECRET_KEYS") if text else read_file(environ["LAPSE_KEYS"])
+        if keys.rank is not None:
+            settings.setdefault("rank_hint", keys.rank)
     return settings
 
 
-def _take_token(environ: Mapping[str, str], root: tuple) -> str | None:
-    """The job's token; it leaves os.environ, so that processes which this one starts do not inherit it."""
-    token = environ.get("LAPSE_TOKEN") or None
+def _take_secrets(environ: Mapping[str, str], root: tuple) -> dict[str, str]:
+    """The job's secrets; they leave os.environ, so that processes which this one starts do not inherit them."""
+    found = {name: environ[name] for name in SECRETS if environ.get(name)}
     if environ is not os.environ:
-        return token
-    if token and isinstance(environ, MutableMapping):
-        del environ["LAPSE_TOKEN"]
+        return found
+    if found and isinstance(environ, MutableMapping):
+        for name in found:
+            del environ[name]
         _taken.clear()
-        _taken[root] = token
-    return _taken.get(root)
+        _taken[root] = found
+    return _taken.get(root, {})
 
 
 def _whole(environ: Mapping[str, str], name: str) -> int:

@@ -3,7 +3,7 @@
 | message  | from -> to        | means                                                                          |
 |----------|-------------------|--------------------------------------------------------------------------------|
 | join     | node -> scheduler | I am here; this is my host, process and description                            |
-| welcome  | scheduler -> node | everybody is here; your rank, the job's number, the members                    |
+| welcome  | scheduler -> node | everybody is here; your rank, the job's number, the members and their keys     |
 | bound    | node -> scheduler | my PULL socket listens at these endpoints                                      |
 | table    | scheduler -> node | the endpoints of all nodes, by rank                                            |
 | arrive   | node -> scheduler | this member has arrived at the barrier of this group                           |
@@ -26,7 +26,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-VERSION = 1
+from lapse import keys
+
+VERSION = 2
 MAX_BYTES = 16 << 20  # of one message
 MAX_NAME = 4096
 
@@ -71,8 +73,19 @@ def _list_of(check: Callable) -> Callable:
 
 
 def _member(value) -> bool:
-    return (isinstance(value, dict) and set(value) == {"rank", "host", "place", "pid"} and _whole(value["rank"])
-            and _text(value["host"]) and _text(value["place"]) and _whole(value["pid"]))
+    return (isinstance(value, dict) and set(value) == {"rank", "host", "place", "pid", "key"} and _whole(value["rank"])
+            and _text(value["host"]) and _text(value["place"]) and _whole(value["pid"]) and _key(value["key"]))
+
+
+def _key(value) -> bool:
+    """A public key in Z85, or nothing."""
+    if value == "":
+        return True
+    try:
+        keys.decode(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _maybe(check: Callable) -> Callable:

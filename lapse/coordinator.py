@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from lapse import hosts
@@ -53,7 +53,7 @@ class Barrier:
 
 class Coordinator:
     def __init__(self, num_nodes: int, send: Callable[[Hashable, str, dict], None], *, pid: int, gather: float = GATHER,
-                 launched: bool = False):
+                 launched: bool = False, keys: Sequence[str] = ()):
         self.num_nodes = num_nodes
         self.job_id = secrets.randbits(63) + 1
         self.members: dict[Hashable, Member] = {}
@@ -63,8 +63,9 @@ class Coordinator:
         self._send = send
         self._pid = pid
         self._gather = gather
+        self._keys = keys                       # the nodes' public keys, by rank; empty without
         self._launched = launched               # a launcher will tell how processes ended
-        self._ended: dict[int, tuple[str, int]] = {}    # rank -> how its process ended, as the launcher says, and its pid
+        self._ended: dict[int, tuple[str, int, str]] = {}   # rank -> how its process ended, as the launcher says, pid and host
         self._barriers: dict[str, Barrier] = {}
         self._groups: dict[str, frozenset[str]] = {}
         self._retired: set[str] = set()
@@ -115,13 +116,13 @@ class Coordinator:
             return
         self._blame(member, LOST, LOST_TEXT, "the scheduler", now)
 
-    def ended(self, rank: int, status: int, pid: int, now: float) -> None:
-        """The launcher's word: the process of this rank (on this host) ended with this exit code, or, below 0, by this signal."""
+    def ended(self, rank: int, status: int, pid: int, now: float, host: str = "") -> None:
+        """The launcher's word: the process of this rank (on `host`; "": here) ended with this exit code, or, below 0, by this signal."""
         member = self._ranked(rank)
         if self.over or (member is not None and member.left):
             return
         cause = end_text(status) + ("" if status or not member else " without shutting down its server")
-        self._ended[rank] = cause, pid
+        self._ended[rank] = cause, pid, host or hosts.host_name()
         if member is not None:
             self._blame(member, KILLED if status < 0 else EXITED, cause, "the launcher", now)
         elif self.members:
@@ -131,11 +132,11 @@ class Coordinator:
         """The launcher ends the job (Ctrl-C, SIGTERM, an exception of a worker elsewhere)."""
         self.accuse(None, cause, now)
 
-    def accuse(self, rank: int | None, cause: str, now: float) -> None:
-        """The launcher knows what went wrong, on this rank or (None) outside of all nodes."""
+    def accuse(self, rank: int | None, cause: str, now: float, host: str = "") -> None:
+        """The launcher knows what went wrong, on this rank (on `host`, if it has not joined) or (None) outside of all nodes."""
         if not self.over:
             member = None if rank is None else self._ranked(rank)
-            who = (rank, member.join["host"], member.join["pid"]) if member else (rank, "", 0)
+            who = (rank, member.join["host"], member.join["pid"]) if member else (rank, host, 0)
             self._report(SAID, Failure(*who, cause, "the launcher"), now)
             self._verdict()
 
@@ -203,8 +204,8 @@ class Coordinator:
         self._groups["nodes"] = self._groups["ready"] = frozenset(str(rank) for rank in range(self.num_nodes))
         self._groups["workers"] = frozenset(
             f"{member.rank}/{worker}" for member in self.by_rank for worker in range(member.join["threads"]))
-        table = [{"rank": m.rank, "host": m.join["host"], "place": m.join["place"], "pid": m.join["pid"]}
-                 for m in self.by_rank]
+        table = [{"rank": m.rank, "host": m.join["host"], "place": m.join["place"], "pid": m.join["pid"],
+                  "key": self._keys[m.rank] if self._keys else ""} for m in self.by_rank]
         for member in self.by_rank:
             self._send(member.peer, "welcome",
                        {"rank": member.rank, "job": self.job_id, "pid": self._pid, "members": table})
@@ -233,8 +234,8 @@ class Coordinator:
 
     def _missing_ended(self, rank: int, now: float) -> None:
         """A process is gone that never joined: the others need not wait for it."""
-        how, pid = self._ended[rank]
-        self._report(EXITED, Failure(rank, hosts.host_name(), pid, f"{how} before it joined the job", "the launcher"), now)
+        how, pid, host = self._ended[rank]
+        self._report(EXITED, Failure(rank, host, pid, f"{how} before it joined the job", "the launcher"), now)
 
     def _refuse_all(self, reason: str) -> None:
         log.error("%s", reason)

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import secrets
+import shlex
 import signal
 import sys
 import threading
@@ -26,8 +26,10 @@ from lapse import cluster, ipc
 from lapse._exec import die_with_parent
 from lapse.control import Failure
 from lapse.coordinator import end_text
-from lapse.errors import Interrupted, NodeFailure, WorkerError
-from lapse.runner import KILL_AFTER, job_environment, run, scheduler_config
+from lapse.errors import Interrupted, LapseError, NodeFailure, WorkerError
+from lapse.keys import Secrets
+from lapse.processes import KILL_AFTER, job_environment
+from lapse.runner import run, scheduler_config
 from lapse.scheduler import Scheduler
 
 __all__ = ["launch", "main", "run"]
@@ -81,15 +83,16 @@ class _Launch:
                 self._start(rank)
             if self._num_nodes > 1:
                 folder = ipc.Folder()
-                token = secrets.token_hex(16)
-                config = scheduler_config(self._num_nodes, HOST, token, os.environ)
+                security = self._task["setup"].get("security") or os.environ.get("LAPSE_SECURITY") or None
+                secrets = Secrets.make(self._num_nodes, security)
+                config = scheduler_config(self._num_nodes, HOST, secrets, os.environ, security=security)
                 self._scheduler = Scheduler(config, launched=True, on_end=self._on_end)
                 thread = threading.Thread(target=self._scheduler.run, name="lapse-scheduler", daemon=True)
                 thread.start()
             for rank, order in enumerate(self._orders):
                 with contextlib.suppress(BrokenPipeError):  # its end is noticed below
                     order.send({} if folder is None else job_environment(
-                        rank, self._num_nodes, HOST, self._scheduler.port, token, folder.path))
+                        rank, self._num_nodes, HOST, self._scheduler.port, secrets, folder.path))
             self._collect()
         finally:
             self._end_processes()
@@ -279,10 +282,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m lapse run"
     parser = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False, usage=f"{prog} -s N [options] COMMAND [ARGUMENT ...]",
         description="Run COMMAND as the nodes of one job on this host. The job's address is in their environment; each line that "
-                    "they write gets the prefix [node N]. When one fails, the others are ended, and its exit code is returned.")
+                    "they write gets the prefix [node N]. When one fails, the others are ended, and its exit code is returned. "
+                    "With --hosts, the nodes run on other hosts, over ssh.")
     add_options(parser)
+    add_ssh_options(parser)
     options = parser.parse_args(argv)
-    return run_with_options(parser, options)
+    return run_with_options(parser, options, place_of(parser, options))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -294,7 +299,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="a program and its arguments, passed on as they are")
 
 
-def run_with_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def add_ssh_options(parser: argparse.ArgumentParser) -> None:
+    """What launching over ssh takes besides."""
+    group = parser.add_argument_group("over ssh")
+    group.add_argument("-H", "--hosts", "--host-file", metavar="FILE", help="hosts, one a line: [user@]host[:port]; taken in turn")
+    group.add_argument("-p", "--ssh-port", type=int, metavar="PORT", help="of hosts whose line names no port")
+    group.add_argument("-i", "--identity", metavar="FILE", help="the private key for ssh")
+    group.add_argument("--ssh-options", default="", metavar="WORDS", help="more options for ssh, in one argument: '-o Name=value -J host'")
+    group.add_argument("--host", metavar="ADDRESS", help="address of this host where the scheduler listens "
+                                                         "(default: DMLC_PS_ROOT_URI, or the one from which the hosts are reached)")
+    group.add_argument("--sync-dir", "--sync-dst-dir", metavar="DIR",
+                       help="copy the current folder to DIR on each host (rsync), and work there")
+    group.add_argument("--remote-python", default=sys.executable or "python3", metavar="FILE",
+                       help="a Python on the hosts that starts the nodes (default: the path of this one)")
+    group.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="hand this variable to the nodes, too")
+
+
+def place_of(parser: argparse.ArgumentParser, options: argparse.Namespace):
+    """Where the nodes are to run: None for this host, or an Ssh. Ends the program when the options are wrong."""
+    from lapse.ssh import Ssh, read_hosts
+
+    if options.hosts is None:
+        for name in ("ssh_port", "identity", "ssh_options", "host", "sync_dir", "env"):
+            if getattr(options, name):
+                parser.error(f"--{name.replace('_', '-')} is for jobs over ssh: -H FILE names the hosts")
+        return None
+    if options.ssh_port is not None and not 1 <= options.ssh_port <= 65535:
+        parser.error(f"-p {options.ssh_port}: a port is in [1, 65535]")
+    environ = {}
+    for entry in options.env:
+        name, equals, value = entry.partition("=")
+        if not name or (not equals and name not in os.environ):
+            parser.error(f"--env {entry}: no such variable")
+        environ[name] = value if equals else os.environ[name]
+    try:
+        words = shlex.split(options.ssh_options)
+        hosts = read_hosts(options.hosts)
+    except (LapseError, ValueError) as error:
+        parser.error(str(error) if isinstance(error, LapseError) else f"--ssh-options: {error}")
+    return Ssh(hosts, options.ssh_port, options.identity, words, options.host, options.sync_dir, options.remote_python, environ)
+
+
+def run_with_options(parser: argparse.ArgumentParser, options: argparse.Namespace, place=None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("no COMMAND given")
@@ -314,7 +360,7 @@ def run_with_options(parser: argparse.ArgumentParser, options: argparse.Namespac
     for handler in handlers:
         logger.addHandler(handler)
     try:
-        return run(command, options.num_servers)
+        return run(command, options.num_servers, place=place)
     finally:
         logger.setLevel(level)
         for handler in handlers:

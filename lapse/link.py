@@ -46,6 +46,7 @@ class Link:
         self._folder: ipc.Folder | None = None  # owned, removed at the end
         self._ipc = ""                          # the own socket; libzmq leaves its file behind
         self._places: list[str] = []
+        self._keys: list[str] = []              # the nodes' public keys
         self._monitors: dict[int, sockets.Monitor] = {}     # rank -> of push[rank]
         self._pull_monitor: sockets.Monitor | None = None
         self._unconnected: set[int] = set()     # peers whose handshake is still awaited
@@ -60,7 +61,7 @@ class Link:
         self._dealer.setsockopt(zmq.IPV6, ":" in address)
         self._dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-        sockets.identify(self._dealer, config, sockets.CONTROL_USER)
+        sockets.identify(self._dealer, config, sockets.CONTROL_USER, config.keys.scheduler if config.keys else "")
         self._dealer_monitor = sockets.Monitor(self._dealer)
         self._poller = zmq.Poller()
         for source in (self._waker.fd, self._dealer, self._dealer_monitor.pair, self._gate.sock):
@@ -189,11 +190,13 @@ class Link:
             elif event == zmq.EVENT_DISCONNECTED:
                 lost = lost or self.joined
             else:
-                self.obstacle = sockets.refused_by(event) or self.obstacle
+                refusal = sockets.refused_by(event, self._config.mode)
+                self.obstacle = refusal or self.obstacle
                 if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and not self.joined:
                     with self._cluster._cond:
                         where = f"{self._config.root_host}:{self._config.root_port}"
-                        self._cluster._refused = f"cannot join the job: the scheduler at {where} refused this node's token (LAPSE_TOKEN)"
+                        what = refusal.removeprefix("it ")
+                        self._cluster._refused = f"cannot join the job: the scheduler at {where} {what}"
                         self._cluster._over = True
                         self._cluster._cond.notify_all()
         return lost
@@ -206,7 +209,10 @@ class Link:
             raise LapseError("the scheduler's welcome is not for this job")
         self._scheduler_pid = welcome["pid"]
         self._places = [member["place"] for member in welcome["members"]]
-        self._gate.admit_ranks(rank, num_nodes)
+        self._keys = [member["key"] for member in welcome["members"]]
+        if config.mode == "curve" and (self._keys[rank] != config.keys.public or "" in self._keys):
+            raise LapseError("the scheduler's table of keys is not that of this job")
+        self._gate.admit_ranks(rank, num_nodes, self._keys)
         ways = {self._way(rank, peer) for peer in range(num_nodes) if peer != rank} or {"ipc"}
         if config.transport == "ipc" and len(set(self._places)) > 1:
             raise LapseError("transport ipc, but the nodes do not all run on one host (and as one user)")
@@ -243,7 +249,7 @@ class Link:
             sock = sockets.make(cluster.context, zmq.PUSH, config, max_bytes=cluster._max_message)
             push.append(sock)
             sockets.no_reconnect(sock)
-            sockets.identify(sock, config, str(cluster.rank).encode())
+            sockets.identify(sock, config, str(cluster.rank).encode(), self._keys[peer])
             monitor = self._monitors[peer] = sockets.Monitor(sock)
             self._poller.register(monitor.pair, zmq.POLLIN)
             self._unconnected.add(peer)
@@ -271,7 +277,7 @@ class Link:
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._unconnected.discard(rank)
                     self._check_up()
-                elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or sockets.refused_by(event):
+                elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or sockets.refused_by(event, self._config.mode):
                     broken.append(rank)
         if self._pull_monitor is not None:
             broken += self._drain_pull_monitor()

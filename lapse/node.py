@@ -25,8 +25,8 @@ import weakref
 import numpy as np
 
 from lapse import _van
-from lapse._refill import Filler
 from lapse._protocol import Protocol
+from lapse._refill import Filler
 from lapse.cluster import FRAME_BYTES, Cluster, Scheduler
 from lapse.config import Config
 from lapse.errors import Interrupted, LapseError, NodeFailure
@@ -348,6 +348,12 @@ class Node:
             self.filler_thread = threading.Thread(target=self.filler.run, name="lapse-sampling", daemon=True)
             self.filler_thread.start()
 
+    def forget_sampling(self):
+        """As if it had not been enabled; for tests, while there are no Workers."""
+        self.stop_sampling()
+        self.sampling = self.filler = self.filler_thread = None
+        self.had_workers = False
+
     def stop_sampling(self):
         """End the thread that fills the pool; what it has sent for has arrived then."""
         if self.filler is not None:
@@ -514,7 +520,7 @@ class Node:
         self.log_trace()
         self.errands.put(("end",))
         self.release_interrupts()
-        if self.van is None or not self.thread.is_alive():
+        if self.van is None or not (self.thread.is_alive() or (self.filler_thread and self.filler_thread.is_alive())):
             self.orphans = []           # nothing writes to them any more
             if self.van is not None:
                 self.van.close()        # a worker may be about to send
@@ -620,15 +626,15 @@ class Server:
         """Let the Workers of this node sample keys of [min, max); max None: all keys from min on. Before the first of them, and once.
 
         scheme: naive, preloc, pool or local (= onlylocal). with_replacement: the draws of one sample may repeat. distribution: "uniform",
-        "log-uniform" (key min + k with a share of ln(k + 2) - ln(k + 1)), an array of max - min weights, or a callable f(rng, n) -> array of n
-        keys, which is called under the GIL for batch_size draws at once; rng is a numpy Generator of the worker's own. seed: makes a worker's
-        draws the same in every run, but for where they depend on what is local. pool: group_size draws are localized at once, each is
-        used `reuse` times; postpone moves a draw that is not local to the end of its sample.
+        "log-uniform" (key min + k with a share of ln(k + 2) - ln(k + 1)), an array of max - min weights, or a callable f(rng, n) -> array
+        of n keys, which is called under the GIL for batch_size draws at once; rng is a numpy Generator of the worker's own. seed: makes a
+        worker's draws the same in every run, but for where they depend on what is local. pool: group_size draws are localized at once, each
+        is used `reuse` times; postpone moves a draw that is not local to the end of its sample.
 
         ValueError, TypeError or KeyRangeError for wrong settings, RuntimeError when it is too late. Asynchronous; one thread; local.
         """
-        self._node.enable_sampling(scheme=scheme, with_replacement=with_replacement, distribution=distribution, low=min, high=max, seed=seed,
-                                   group_size=group_size, reuse=reuse, postpone=postpone, batch_size=batch_size)
+        self._node.enable_sampling(scheme=scheme, with_replacement=with_replacement, distribution=distribution, low=min, high=max,
+                                   seed=seed, group_size=group_size, reuse=reuse, postpone=postpone, batch_size=batch_size)
 
     @property
     def _sampling(self):

@@ -39,8 +39,8 @@ def checked_sampling(protocol, num_keys: int, *, scheme, with_replacement, distr
     group_size = _count("group_size", group_size, MAX_GROUP)
     reuse = _count("reuse", reuse, MAX_USES // group_size)
     batch_size = _count("batch_size", batch_size, MAX_USES)
-    return Sampling(protocol, scheme, with_replacement, _distribution(distribution, high - low), low, high, seed=seed, group_size=group_size,
-                    reuse=reuse, postpone=postpone, batch_size=batch_size)
+    return Sampling(protocol, scheme, with_replacement, _distribution(distribution, high - low), low, high, seed=seed,
+                    group_size=group_size, reuse=reuse, postpone=postpone, batch_size=batch_size)
 
 
 def _whole(name: str, value) -> int:
@@ -67,7 +67,8 @@ def _distribution(distribution, span: int):
     """A name, a callable, or float64 weights."""
     if isinstance(distribution, str):
         if distribution not in DISTRIBUTIONS:
-            raise ValueError(f"unknown distribution {distribution!r}: it is one of {', '.join(DISTRIBUTIONS)}, an array of weights or a callable")
+            raise ValueError(f"unknown distribution {distribution!r}: it is one of {', '.join(DISTRIBUTIONS)}, an array of weights "
+                             "or a callable")
         return distribution
     if callable(distribution):
         return distribution
@@ -84,6 +85,8 @@ def _distribution(distribution, span: int):
         raise ValueError(f"distribution must have {span} weights, one for each key in [min, max), not shape {weights.shape}")
     if span >= 2**32:
         raise ValueError("distribution has 2**32 weights or more")
-    if not (np.isfinite(weights).all() and (weights >= 0).all() and 0 < weights.sum() < np.inf):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = weights.sum()
+    if not ((weights >= 0).all() and 0 < total < np.inf):
         raise ValueError("weights must be finite numbers, at least 0, and not all 0")
     return weights

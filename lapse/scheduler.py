@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections import deque
+from functools import partial
 
 import zmq
 
@@ -63,7 +64,8 @@ class Scheduler:
             self._waker.close()
             raise
         self.port = int(bound.rpartition(":")[2])
-        self._coordinator = Coordinator(config.num_nodes, self._send, pid=self._pid, launched=launched)
+        self._coordinator = Coordinator(config.num_nodes, self._send, pid=self._pid, launched=launched,
+                                        keys=config.keys.nodes if config.mode == "curve" else ())
         log.info("the scheduler listens on %s", bound)
 
     @property
@@ -71,13 +73,13 @@ class Scheduler:
         """How many nodes have joined so far. Any thread."""
         return len(self._coordinator.members)
 
-    def process_ended(self, rank: int, status: int, pid: int) -> None:
-        """The launcher's word: how a node's process ended (subprocess's returncode)."""
-        self._command(self._coordinator.ended, rank, status, pid)
+    def process_ended(self, rank: int, status: int, pid: int, host: str = "") -> None:
+        """The launcher's word: how a node's process ended (subprocess's returncode). `host` is "" for this one."""
+        self._command(partial(self._coordinator.ended, host=host), rank, status, pid)
 
-    def accuse(self, rank: int | None, cause: str) -> None:
+    def accuse(self, rank: int | None, cause: str, host: str = "") -> None:
         """The launcher's word: the job fails, by this rank or (None) by something outside of the nodes."""
-        self._command(self._coordinator.accuse, rank, cause)
+        self._command(partial(self._coordinator.accuse, host=host), rank, cause)
 
     def stop(self) -> None:
         """End `run`, whatever the state of the job; nodes that are still there notice that the scheduler is gone."""
@@ -185,6 +187,11 @@ class Scheduler:
             self._peers[peer] = connection
         if self._config.verbose > 1:
             log.debug("control: %s", message)
+        if message["type"] == "join" and self._config.mode == "curve" and str(message["hint"]) != (user := frames[-1].get("User-Id")):
+            reason = f"its key is that of node {user}, not of node {message['hint']}"
+            log.warning("refused a node (%s, pid %d): %s", message["host"], message["pid"], reason)
+            self._send(peer, "refused", {"reason": reason})
+            return
         self._coordinator.message(peer, message, now)
 
     def _drain_monitor(self) -> None:
@@ -207,4 +214,5 @@ class _Connection:
 
 
 def warn_unauthenticated(address: str) -> None:
-    log.warning("no token (LAPSE_TOKEN): whoever can reach %s can join this job and change its parameters", address)
+    log.warning("no token (LAPSE_TOKEN) and no keys (LAPSE_KEYS), or security 'none': whoever can reach %s can join this job and change "
+                "its parameters", address)

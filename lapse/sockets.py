@@ -7,11 +7,12 @@ import logging
 import os
 import struct
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
 
-from lapse import hosts
+from lapse import hosts, keys
 from lapse.config import Config
 from lapse.errors import LapseError
 
@@ -47,13 +48,20 @@ def make(context: zmq.Context, kind: int, config: Config, *, max_bytes: int) -> 
 def serve(sock: zmq.Socket, config: Config, domain: bytes) -> None:
     """Ask the context's Gate about whoever connects (also without a token: libzmq then refuses peers older than ZMTP 3)."""
     sock.setsockopt(zmq.ZAP_DOMAIN, domain)
-    if config.authenticated:
+    if config.mode == "curve":
+        sock.setsockopt(zmq.CURVE_SERVER, 1)
+        sock.setsockopt(zmq.CURVE_SECRETKEY, config.keys.secret.encode())
+    elif config.mode == "token":
         sock.setsockopt(zmq.PLAIN_SERVER, 1)
 
 
-def identify(sock: zmq.Socket, config: Config, user: bytes) -> None:
-    """Say who this is to the peers that it will connect to."""
-    if config.authenticated:
+def identify(sock: zmq.Socket, config: Config, user: bytes, server_key: str) -> None:
+    """Say who this is to the peer that it will connect to: `user` and the token, or the key. The peer has the public key `server_key`."""
+    if config.mode == "curve":
+        sock.setsockopt(zmq.CURVE_PUBLICKEY, config.keys.public.encode())
+        sock.setsockopt(zmq.CURVE_SECRETKEY, config.keys.secret.encode())
+        sock.setsockopt(zmq.CURVE_SERVERKEY, server_key.encode())
+    elif config.mode == "token":
         sock.setsockopt(zmq.PLAIN_USERNAME, user)
         sock.setsockopt(zmq.PLAIN_PASSWORD, config.token.encode())
 
@@ -67,12 +75,19 @@ def endpoint(address: str, port: int | str) -> str:
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
+def check_beyond_loopback(what: str, address: str, config: Config) -> None:
+    """Raise LapseError where connections would leave this machine without encryption, unless that was asked for."""
+    if hosts.is_loopback(address) or config.mode == "curve" or config.security == "none":
+        return
+    raise LapseError(
+        f"{what}: beyond loopback the connections would not be encrypted; launch the job with LAPSE_SECURITY=curve, or give each process "
+        "its keys in LAPSE_KEYS (python -m lapse keys makes them; docs/deployment.md); LAPSE_SECURITY=none allows it in a network "
+        "that you trust")
+
+
 def bind_tcp(sock: zmq.Socket, address: str, config: Config, port: int = 0) -> str:
     """Bind to one address, at `port`, or out of the port range, or where the system likes; the endpoint with its port."""
-    if not hosts.is_loopback(address) and config.security != "none":
-        raise LapseError(
-            f"refusing to listen on {address}: beyond loopback the connections would be neither encrypted nor authenticated; "
-            "LAPSE_SECURITY=none (or setup(..., security='none')) allows it in a network that you trust")
+    check_beyond_loopback(f"refusing to listen on {address}", address, config)
     sock.setsockopt(zmq.IPV6, ":" in address)
     if port:
         ports: tuple | range = (port,)
@@ -129,22 +144,34 @@ class Monitor:
 
 
 class Gate:
-    """The door-keeper of one context (ZAP, RFC 27): members have the token; a data connection's user is its rank.
+    """The door-keeper of one context (ZAP, RFC 27): members have the token, or one of the job's keys; a data connection's user is its rank.
+
+    With keys, the rank is the key's, on the control connection too, and what the peer says of itself does not count.
 
     One Gate per context, created before any server socket listens; `serve` is called by the thread that polls `sock`.
     """
 
     def __init__(self, context: zmq.Context, config: Config):
         self.refused = 0
-        self._token = config.token.encode() if config.authenticated else None
+        self._mode = config.mode
+        self._token = config.token.encode() if self._mode == "token" else b""
+        self._users: dict[bytes, bytes] = {}    # with keys: the public key of a member -> its rank
         self._own_rank: int | None = None
         self._num_nodes = config.num_nodes
         self.sock = context.socket(zmq.REP)
         self.sock.setsockopt(zmq.LINGER, 0)
         self.sock.bind("inproc://zeromq.zap.01")
+        if self._mode == "curve":
+            self._admit_keys(config.keys.nodes)     # the scheduler's
 
-    def admit_ranks(self, own_rank: int, num_nodes: int) -> None:
+    def admit_ranks(self, own_rank: int, num_nodes: int, public: list[str]) -> None:
+        """Admit the other nodes of the job, whose public keys, by rank, these are. Without security by keys they do not matter."""
         self._own_rank, self._num_nodes = own_rank, num_nodes
+        if self._mode == "curve":
+            self._admit_keys(public)
+
+    def _admit_keys(self, public: Sequence[str]) -> None:
+        self._users = {keys.decode(key): b"%d" % rank for rank, key in enumerate(public) if rank != self._own_rank}
 
     def serve(self) -> None:
         """Answer all requests that wait."""
@@ -167,8 +194,10 @@ class Gate:
         if len(request) < 6 or request[0] != b"1.0":
             return None
         domain, mechanism, credentials = request[2], request[5], request[6:]
-        if self._token is None:
+        if self._mode == "none":
             return b"" if mechanism == b"NULL" else None
+        if self._mode == "curve":
+            return self._users.get(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else None
         if mechanism != b"PLAIN" or len(credentials) != 2 or not hmac.compare_digest(credentials[1], self._token):
             return None
         user = credentials[0]
@@ -180,14 +209,14 @@ class Gate:
         return user if rank < self._num_nodes and rank != self._own_rank and str(rank).encode() == user else None
 
 
-def refused_by(event: int) -> str | None:
+def refused_by(event: int, mode: str) -> str | None:
     """Why a handshake failed, as far as the monitor's event tells."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return "it refused this node's token (LAPSE_TOKEN)"
+        return f"it refused this node's {'key (LAPSE_KEYS)' if mode == 'curve' else 'token (LAPSE_TOKEN)'}"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return "what listens there speaks another protocol or another security mode"
     if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-        return "the handshake failed"
+        return "the handshake failed" + ("; are the keys those of this job?" if mode == "curve" else "")
     return None
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 KINDS = ("pulled", "pushed", "set", "localized")
+SAMPLING = ("sampled", "sample_fallbacks", "sample_postponed", "pool_refills", "pool_waits")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class NodeStats:
     pushed: Accesses
     set: Accesses
     localized: Accesses
+    sampled: int                # draws handed out
+    sample_fallbacks: int       # of them, those that the scheme could not serve: with "local", while nothing was local
+    sample_postponed: int       # draws of the pool that went to the end of their sample, not being local
+    pool_refills: int           # groups that came into the pool
+    pool_waits: int             # how often a worker found the pool empty
     answered: int               # positions served for other nodes
     forwarded: int              # positions sent on because the key was not here
     long_ways: int              # operations forwarded more than 8 times
@@ -82,10 +88,11 @@ class NodeStats:
         """From `Protocol.counters()` and `Van.counters()`."""
         workers = tuple(WorkerStats.of(counters) for counters in protocol["workers"])
         every = sum(workers, WorkerStats.of(protocol["server"]))
+        samples = {name: sum(worker[name] for worker in protocol["workers"]) for name in SAMPLING}
         times = {f"relocation_{name}": protocol[f"relocation_{name}_ns"] / 1e9 for name in ("min", "mean", "p99", "max")}
         counts = {name: protocol[name] for name in ("answered", "forwarded", "long_ways", "relocated_in", "relocated_out",
                                                     "relocation_count")}
-        return cls(workers, every.pulled, every.pushed, every.set, every.localized, **counts, **times, **van)
+        return cls(workers, every.pulled, every.pushed, every.set, every.localized, **samples, **counts, **times, **van)
 
     @classmethod
     def sum(cls, nodes: tuple[NodeStats, ...]) -> NodeStats:
@@ -113,8 +120,9 @@ class JobStats:
 
     def table(self) -> str:
         """A readable table: a row per node, and their sum."""
+        sampling = self.total.sampled > 0
         head = ("node", "pulled", "local", "queued", "remote", "pushed", "local", "forwarded", "reloc. in", "mean ms", "p99 ms",
-                "messages", "MB sent")
+                "messages", "MB sent", *(("sampled", "fallbacks") if sampling else ()))
         rows = [head]
         named = [(str(rank), node) for rank, node in enumerate(self.nodes)]
         for name, n in [*named, ("all", self.total)] if len(named) > 1 else named:
@@ -124,7 +132,7 @@ class JobStats:
             pushed_local = f"{100 * n.pushed.local_share:.1f}%" if n.pushed.total else "-"
             rows.append((name, f"{pulled.total}", *shares, f"{n.pushed.total}", pushed_local, f"{n.forwarded}", f"{n.relocated_in}",
                          f"{n.relocation_mean * 1e3:.3f}", f"{n.relocation_p99 * 1e3:.3f}", f"{n.sent_messages}",
-                         f"{n.sent_bytes / 1e6:.1f}"))
+                         f"{n.sent_bytes / 1e6:.1f}", *((f"{n.sampled}", f"{n.sample_fallbacks}") if sampling else ())))
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 

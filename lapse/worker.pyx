@@ -22,7 +22,7 @@ from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
 from lapse._sync cimport fence, load_i32, load_i64, load_u32, park, store_i32, store_u32, swap_i32
 from lapse._sampling cimport LOCAL, POOL
-from lapse._types cimport (DONE, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_NO_SAMPLING, ERR_SAMPLE, ERR_SAMPLE_COUNT,
+from lapse._types cimport (DONE, ERR_DRAW, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_NO_SAMPLING, ERR_SAMPLE, ERR_SAMPLE_COUNT,
                            ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key)
 from lapse._types cimport Timestamp as Time
 from lapse._worker cimport Worker as Core, drop_latches
@@ -219,6 +219,8 @@ cdef int fail(Core me, int code) except -1:
         raise KeyRangeError(f"a key is not in [0, {me.protocol.store.num_keys})")
     if code == ERR_NO_SAMPLING:
         raise RuntimeError("call Server.enable_sampling_support before the first Worker")
+    if code == ERR_DRAW:
+        raise RuntimeError("the distribution's callable has failed")
     if code == ERR_SAMPLE:
         raise ValueError("a sample that this Worker never prepared")
     if code == ERR_SAMPLE_COUNT:
@@ -475,6 +477,9 @@ cdef object pull_drawn(Core me, object sample, object keys, object vals, object 
                     me.patience = -1
                 if ts >= 0 and not later:
                     code = me.wait_for(ts, limit)
+        if ts == ERR_TIMEOUT:
+            raise TimeoutError("keys has the draws, but their values were not pulled: the operations under way have used up the credit, "
+                               "and the time is up")
         settle(me, ops, ts, code, later, (key_room, room))
     finally:
         store_i32(&w.busy, 0)
@@ -594,7 +599,8 @@ class Worker(Core):
         """Prepare n draws from the server's distribution; returns the number of the sample, for `pull_sample`.
 
         Scheme preloc draws them here, and begins to localize them. start and end (clocks) have no effect yet.
-        RuntimeError before `Server.enable_sampling_support`; ValueError when n < 0, or, without replacement, when there are not so many keys.
+        RuntimeError before `Server.enable_sampling_support`; ValueError when n < 0, or, without replacement, when there are not so many
+        keys.
         Asynchronous; one thread; local.
         """
         cdef Core me = self
@@ -604,11 +610,12 @@ class Worker(Core):
         if me.sampler is None:
             fail(me, ERR_NO_SAMPLING)
         try:
-            count = n.__index__()
+            n = n.__index__()
         except AttributeError:
             raise TypeError(f"the number of draws must be an int, not {type(n).__name__}") from None
-        if not 0 <= count < 2**32:
-            raise ValueError(f"the number of draws must be in [0, 2**32), not {count}")
+        if not 0 <= n < 2**32:
+            raise ValueError(f"the number of draws must be in [0, 2**32), not {n}")
+        count = n
         enter(me, w)
         with nogil:
             handle = me.prepare_sample(count)
@@ -622,9 +629,10 @@ class Worker(Core):
     def pull_sample(self, sample, keys, vals=None, asynchronous=None, *, timeout=None, **options):
         """Draw as many keys of `sample` as `keys` has room for; fill `keys` with them and `vals` with their values.
 
-        Returns as `pull` does: without vals the array. Where values of the distribution's keys differ in length, vals has room for the longest,
-        and is filled from the front. ValueError for a sample that was never prepared, or has fewer draws left: nothing is drawn then.
-        TimeoutError after `timeout` seconds: with an empty pool nothing was drawn, else the pull goes on.
+        Returns as `pull` does: without vals the array. Where values of the distribution's keys differ in length, vals has room for the
+        longest, and is filled from the front. ValueError for a sample that was never prepared, or has fewer draws left: nothing is drawn then.
+        TimeoutError after `timeout` seconds: with an empty pool nothing was drawn; else the draws are in `keys`, and the pull goes on, unless
+        the error says that there was no credit for it (`pull` the keys then).
         Blocking or asynchronous (but for an empty pool); one thread; local.
         """
         return pull_drawn(self, sample, keys, vals, asynchronous, timeout, options)

@@ -173,10 +173,37 @@ def spoil(data, case):
     elif case == "output":
         (data / "file").write_text("")
         options["--output"], what = data / "file", "--output .*file: File exists"
+    elif case == "output below a file":
+        options["--output"], what = train / "out", "--output .*train.mmc/out: Not a directory"
+    elif case == "a folder in the way of the output":
+        (data / "model/H.mma").mkdir(parents=True)
+        options["--output"], what = data / "model", "--output .*model/H.mma: Is a directory"
+    elif case == "report":
+        options["--report"], what = data / "none" / "report", "--report .*none/report: No such file"
+    elif case == "infinity":
+        train.write_text(re.sub(r"\n1 2 .*", r"\n1 2 -inf", train.read_text()))
+        what = r"train.mmc:5: the line has the value -inf"
+    elif case == "cut":
+        train.write_text(train.read_text()[:-12])
+        what = r"train.mmc:\d+: (ends after \d+ cells, but its size line says 18|the line is not)"
+    elif case == "no size line":
+        train.write_text(train.read_text().split("\n")[0] + "\n")
+        what = r"train.mmc:2: there is no size line"
+    elif case == "a folder":
+        test.unlink()
+        test.mkdir()
+        what = "test.mmc: Is a directory"
+    elif case == "columns":
+        options["--num_cols"], what = 5, "--num_cols is 5, but .*train.mmc has 4"
+    elif case == "no factors":
+        (toy / "W.mma").unlink()
+        options["--init_parameters"], what = 1, "W.mma: No such file"
     return [word for pair in options.items() for word in pair], what
 
 
-CASES = ["no folder", "no test", "malformed", "outside", "nan", "empty test", "rows", "sizes", "factors", "output"]
+CASES = ["no folder", "no test", "malformed", "outside", "nan", "empty test", "rows", "sizes", "factors", "output",
+         "output below a file", "a folder in the way of the output", "report", "infinity", "cut", "no size line", "a folder", "columns",
+         "no factors"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -189,6 +216,27 @@ def test_bad_input_is_one_sentence(jobs, data, case, nodes):
     said = [line for line in result.lines if line.startswith("matrix_factorization: ")]
     assert 1 <= len(said) <= max(nodes, 1)
     assert not list(data.rglob("*.part")) and not (data / "out").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(jobs, data):
+    """Two nodes, and a folder where the cache would be: each has its cells in an unnamed file."""
+    (data / "mf/train.mmc.cache").mkdir()
+    result = jobs.launch(2, PROGRAM, "-d", data / "mf", "-r", 2, "-e", 2)
+    assert len(losses(result)) == 3 and result.text.count("no cache beside") == 2
+    assert not list(data.rglob("*.part"))
+
+
+def test_a_cache_of_another_text_or_a_cut_one_is_made_anew(jobs, data):
+    """The text changes, then the cache is cut: the next job takes neither what was nor what is left of it."""
+    def first():
+        return losses(jobs.launch(2, PROGRAM, "-d", data / "mf", "-r", 2, "-e", 1))[0, 0]
+    train, cache = data / "mf/train.mmc", data / "mf/train.mmc.cache"
+    once = first()
+    train.write_text(re.sub(r"\n1 2 .*", r"\n1 2 9", train.read_text()))
+    other = first()
+    assert other != once
+    cache.write_bytes(cache.read_bytes()[:-20])
+    assert first() == other
 
 
 @pytest.mark.parametrize(("options", "what"), [

@@ -143,7 +143,7 @@ def test_a_job_that_hangs_is_ended_and_shows_its_stacks(jobs):
 # --- the test programs --------------------------------------------------------------------------------------------------------
 
 PROGRAMS = ["test_connection", "test_consistency", "test_dynamic_allocation", "test_locality_api", "test_many_key_operations",
-            "test_set_operation", "test_variable_length_values"]
+            "test_sampling", "test_set_operation", "test_variable_length_values"]
 WORKERS = {"test_many_key_operations": 4}       # per node; the others have 2
 
 CONFIGURATIONS = [(program, nodes, f"--sys.location_caches {caches}")
@@ -168,6 +168,11 @@ CONFIGURATIONS += [
     ("test_locality_api", 4, "-k 3"),
     ("test_set_operation", 2, "--dtype int32"),
     ("test_set_operation", 4, "-k 3 --dtype int64"),
+    ("test_sampling", 3, "-t 4 -i 8"),
+    ("test_sampling", 2, "-t 4 --sampling.with_replacement 0"),
+    ("test_sampling", 3, "--schemes pool --sampling.reuse 7 --sampling.group_size 11 --sampling.postpone 0"),
+    ("test_sampling", 2, "--schemes pool,preloc --sys.transport tcp --dtype float64"),
+    ("test_sampling", 2, "-k 12 -t 3 --seed 5"),
     ("test_variable_length_values", 2, "--dtype float64 --longest 1000 -k 40"),
     ("test_variable_length_values", 3, "--stored_extra 3"),
 ]

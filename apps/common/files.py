@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["InputError", "check_folder", "whole_file"]
+__all__ = ["InputError", "check_file", "check_folder", "whole_file"]
 
 
 class InputError(Exception):
@@ -34,8 +34,8 @@ def whole_file(path):
             named = True
         os.replace(part, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)          # a full disk does not say where
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None       # a full disk does not say where, and the other name is ours
         with contextlib.suppress(OSError):      # what is left in the buffer would be written now
             file.close()
         if named:
@@ -55,3 +55,16 @@ def check_folder(option, folder):
             file.write(b"\0")
     except OSError as error:
         raise InputError(f"{option} {folder}: {error.strerror}") from None
+
+
+def check_file(option, path):
+    """Prove that a file of this name can be written, without making it; InputError when not. Nodes of one host may do so at once."""
+    path = Path(path)
+    try:
+        if path.exists():
+            with path.open("ab"):
+                return
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise InputError(f"{option} {path}: {error.strerror}") from None

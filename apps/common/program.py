@@ -43,14 +43,15 @@ def run_application(name, prepare, run):
 
 
 class Report:
-    """What the first worker of the job calls after each epoch, with a dataclass that has line(): a line on stdout, one in a file.
+    """What the first worker of the job calls after each epoch, with a dataclass that has line(): a line on stdout (not if `quiet`), one in
+    a file.
 
     The file (none if `path` is empty) has one JSON object per line; what is not a number is null there. OSError when it cannot be
     written.
     """
 
-    def __init__(self, path):
-        self.path = Path(path) if path else None
+    def __init__(self, path, quiet=False):
+        self.path, self.quiet = Path(path) if path else None, quiet
         if self.path:
             self.path.write_text("")
 
@@ -59,8 +60,9 @@ class Report:
             with self.path.open("a") as file:
                 file.write(json.dumps({name: None if isinstance(value, float) and not math.isfinite(value) else value
                                        for name, value in asdict(result).items()}) + "\n")
-        sys.stdout.write(result.line() + "\n")
-        sys.stdout.flush()
+        if not self.quiet:
+            sys.stdout.write(result.line() + "\n")
+            sys.stdout.flush()
 
 
 def peak_memory():

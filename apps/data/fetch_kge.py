@@ -1,6 +1,6 @@
 """Fetch a knowledge graph and write it as train.del, valid.del and test.del, entity_ids.del and relation_ids.del.
 
-    python apps/data/fetch_kge.py umls|kinships|nations|films|wordnet|gene_ontology [--out FOLDER] [--whole 1]
+    python apps/data/fetch_kge.py umls|kinships|nations|films|wordnet|gene_ontology [--out FOLDER] [--whole 1] [--together 0]
 
 A line of a .del file of triples is subject, relation and object, numbers separated by tabs; of the ids, the number and the name.
 
@@ -13,12 +13,14 @@ gene_ontology: terms and their parents under 5 relations; out of Debian's r-bioc
 
 The last three have no split of their own. Here about 5,000 triples are held out for each of valid and test, drawn with a seed. In films and
 wordnet nearly every triple has its inverse in the graph (a film's director, the films of a director), from which a model could copy
-it; so all triples between two entities, in both directions, are held out together or not at all. Only entities and relations that are left
-in train are in valid and test.
+it; so all triples between two entities, in both directions, are held out together or not at all. With --together 0 each triple is drawn by
+itself, as in WN18: what a model then reaches says how well it remembers inverses. Only entities and relations that are left in train are in
+valid and test.
 """
 import sqlite3
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from apps.data.fetching import FetchError
 
 HELD_OUT, SPLIT_SEED = 5000, 100
 NEIGHBOURS = 3                  # a sense of WordNet needs so many
+OFFICIAL = ("umls", "kinships", "nations")
 PARTS = ("train", "valid", "test")
 PYKEEN, RECBOLE = "pykeen==1.11.1", "recbole==1.2.1"
 FILMS = "recbole/dataset_example/ml-100k/ml-100k.kg"
@@ -135,13 +138,14 @@ def numbered(parts):
         entities, relations
 
 
-def split(triples, held_out, seed):
+def split(triples, held_out, seed, together=True):
     """Split an array of triples into train, valid and test: at least `held_out` in each of the last two if that many can be spared.
 
-    All triples between the same two entities stay together. What is held out leaves each of its entities and relations in train.
+    together: all triples between the same two entities are in one part. What is held out leaves each of its entities and relations in
+    train.
     """
     ends = np.sort(triples[:, [0, 2]], axis=1)
-    _, group = np.unique(ends, axis=0, return_inverse=True)
+    group = np.unique(ends, axis=0, return_inverse=True)[1] if together else np.arange(len(triples))
     order = np.argsort(group, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     entity_left = np.bincount(np.concatenate([triples[:, 0], triples[:, 2]]))
@@ -175,27 +179,27 @@ def official(name):
     return numbered(parts)
 
 
-def own_split(triples):
+def own_split(triples, together):
     (table,), entities, relations = numbered([triples])
     fetching.progress("splitting")
-    return split(table, HELD_OUT, SPLIT_SEED), entities, relations
+    return split(table, HELD_OUT, SPLIT_SEED, together), entities, relations
 
 
-def films():
+def films(together):
     data = fetching.python_package(RECBOLE, [FILMS])[FILMS]
-    return own_split(tab_separated(fetching.check(data, SHA256["films"], f"{FILMS} in {RECBOLE}"), FILMS, head=1))
+    return own_split(tab_separated(fetching.check(data, SHA256["films"], f"{FILMS} in {RECBOLE}"), FILMS, head=1), together)
 
 
-def wordnet_of_package(whole):
+def wordnet_of_package(whole, together):
     with fetching.debian_package("wordnet-base") as package:
         files = {kind: fetching.read(package / "usr/share/wordnet" / f"data.{kind}") for kind in KINDS}
     triples = wordnet(files)
-    return own_split(triples if whole else connected(triples, NEIGHBOURS))
+    return own_split(triples if whole else connected(triples, NEIGHBOURS), together)
 
 
-def gene_ontology_of_package():
+def gene_ontology_of_package(together):
     with fetching.debian_package("r-bioc-go.db") as package:
-        return own_split(gene_ontology(package / "usr/lib/R/site-library/GO.db/extdata/GO.sqlite"))
+        return own_split(gene_ontology(package / "usr/lib/R/site-library/GO.db/extdata/GO.sqlite"), together)
 
 
 def write(folder, parts, entities, relations):
@@ -205,13 +209,13 @@ def write(folder, parts, entities, relations):
         (folder / name).write_text("".join(f"{number}\t{text}\n" for number, text in enumerate(names)), encoding="utf-8")
 
 
-def fill(name, whole, folder):
+def fill(name, whole, together, folder):
     """Write the files of a set; return a sentence about it."""
-    if name in ("umls", "kinships", "nations"):
+    if name in OFFICIAL:
         parts, entities, relations = official(name)
     else:
-        parts, entities, relations = {"films": films, "wordnet": lambda: wordnet_of_package(whole),
-                                      "gene_ontology": gene_ontology_of_package}[name]()
+        fetch = {"films": films, "wordnet": partial(wordnet_of_package, whole), "gene_ontology": gene_ontology_of_package}[name]
+        parts, entities, relations = fetch(together)
     counts = len(entities), len(relations), sum(map(len, parts))
     expected = COUNTS["wordnet, whole" if name == "wordnet" and whole else name]
     if counts != expected:
@@ -225,12 +229,15 @@ def main():
     parser.add_argument("name", choices=LICENCES, help="the graph")
     parser.add_argument("--out", type=Path, help="where to write (default: build/data/NAME)")
     parser.add_argument("--whole", type=int, choices=(0, 1), default=0, help="wordnet: every sense (default: 0)")
+    parser.add_argument("--together", type=int, choices=(0, 1), default=1, help="triples between two entities stay together (default: 1)")
     options = parser.parse_args()
+    if options.name in OFFICIAL and not options.together:
+        parser.error("--together is for a graph without a split of its own")
     if options.whole and options.name != "wordnet":
         parser.error("--whole is for wordnet")
-    out = options.out or Path("build/data") / (options.name + "_whole" * options.whole)
-    made = {"name": options.name, "whole": options.whole, "seed": SPLIT_SEED, "format": 1}
-    return fetching.main("fetch_kge", LICENCES[options.name], out, made, lambda folder: fill(options.name, options.whole, folder))
+    out = options.out or Path("build/data") / (options.name + "_whole" * options.whole + "_apart" * (1 - options.together))
+    made = {"name": options.name, "whole": options.whole, "together": options.together, "seed": SPLIT_SEED, "format": 1}
+    return fetching.main("fetch_kge", LICENCES[options.name], out, made, partial(fill, options.name, options.whole, options.together))
 
 
 if __name__ == "__main__":

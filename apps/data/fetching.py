@@ -32,8 +32,8 @@ def progress(text):
     sys.stderr.flush()
 
 
-def run(command, what, folder=None):
-    """Run a tool to its end in a folder; FetchError with the last line of its complaint when it fails or is not there."""
+def run(command, what, folder=None, line=-1):
+    """Run a tool to its end in a folder; FetchError with this line of its complaint when it fails or is not there."""
     try:
         done = subprocess.run([str(word) for word in command], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=TIMEOUT, check=False)
@@ -45,7 +45,7 @@ def run(command, what, folder=None):
         raise FetchError(f"{what}: {command[0]} could not be run: {error.strerror}") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise FetchError(f"{what}: {lines[-1].strip()}")
+        raise FetchError(f"{what}: {lines[line].strip()}")
     return done.stdout
 
 
@@ -90,8 +90,8 @@ def npm_package(specification, wanted):
     what = f"npm pack {specification}"
     progress(what)
     with tempfile.TemporaryDirectory(prefix="lapse-") as folder:
-        run(["npm", "pack", "--silent", "--ignore-scripts", "--fetch-retries", "1", "--pack-destination", folder, specification], what,
-            folder)
+        run(["npm", "pack", "--loglevel", "error", "--ignore-scripts", "--fetch-retries", "1", "--pack-destination", folder, specification],
+            what, folder, line=0)       # what follows is for npm's own people
         try:
             with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
                 members = [(member.name.partition("/")[2], member) for member in archive if member.isfile()]

@@ -71,8 +71,8 @@ class _Worker:
         self.first_of_node = me % args.num_threads == 0
         self.trainer = Trainer(kv, rescal=layout.rescal, double_precision=self.dtype == np.float64, dim=layout.dim,
                                num_entities=layout.entities, negatives=args.neg_ratio, eta=args.eta, gamma_entity=args.gamma_entity,
-                               gamma_relation=args.gamma_relation, group=args.group, parts=layout.parts, lines=layout.lines, places=layout.places,
-                               ahead=args.localize_parameters_ahead, async_push=args.async_push,
+                               gamma_relation=args.gamma_relation, group=args.group, parts=layout.parts, lines=layout.lines,
+                               places=layout.places, ahead=args.localize_parameters_ahead, async_push=args.async_push,
                                localize_relations=not args.localize_relations_initial)
         self.exchange = Exchange(kv, me, workers, layout.keys, 2 * layout.dim, self.dtype, SUMS)
 

@@ -9,11 +9,16 @@ cell in the objective of Gemulla et al., Large-Scale Matrix Factorization with D
 """
 from libc.stdint cimport uint64_t
 
+ctypedef void (*step_t)(void* w, void* h, size_t n, double x, double f, double shrink_w, double shrink_h) noexcept nogil
+
 cdef extern from *:
     """
     #include <stddef.h>
     #include <stdint.h>
     #include <string.h>
+    #if defined(__x86_64__) && defined(__GNUC__)
+    #include <immintrin.h>
+    #endif
 
     typedef struct {
         /* The prediction w.h. */
@@ -99,15 +104,40 @@ cdef extern from *:
     MF_ARITHMETIC(f64_avx512, double, 8, __attribute__((target("avx512f"))))
     #endif
 
-    /* best: 0 any processor, 1 AVX2, 2 AVX-512; less where the processor has less */
-    static const mf_arithmetic_t *mf_arithmetic(int is_double, int best) {
+    #if defined(__x86_64__) && defined(__GNUC__)
+    /* Rows of at most two vectors stay in registers; what a vector has too much is masked. */
+    #define MF_SHORT(name, type, vec, mask, width, p)                                                                  \\
+        __attribute__((target("avx512f"))) static void mf_##name##_short(void *w_, void *h_, size_t n, double x,       \\
+                                                                double f, double shrink_w, double shrink_h) {          \\
+            type *w = (type *)w_, *h = (type *)h_;                                                                     \\
+            mask m0 = (mask)(n < width ? (1u << n) - 1 : (1ull << width) - 1);                                         \\
+            mask m1 = (mask)(n > width ? (1ull << (n - width)) - 1 : 0);                                               \\
+            vec a0 = _mm512_maskz_loadu_##p(m0, w), b0 = _mm512_maskz_loadu_##p(m0, h);                                \\
+            vec a1 = _mm512_maskz_loadu_##p(m1, w + width), b1 = _mm512_maskz_loadu_##p(m1, h + width);                \\
+            type dot = (type)_mm512_reduce_add_##p(_mm512_fmadd_##p(a0, b0, _mm512_mul_##p(a1, b1)));                  \\
+            vec e = _mm512_set1_##p((type)(f * (x - (double)dot)));                                                    \\
+            vec keep_w = _mm512_set1_##p((type)(1 - shrink_w)), keep_h = _mm512_set1_##p((type)(1 - shrink_h));        \\
+            _mm512_mask_storeu_##p(w, m0, _mm512_fmadd_##p(a0, keep_w, _mm512_mul_##p(b0, e)));                        \\
+            _mm512_mask_storeu_##p(h, m0, _mm512_fmadd_##p(b0, keep_h, _mm512_mul_##p(a0, e)));                        \\
+            _mm512_mask_storeu_##p(w + width, m1, _mm512_fmadd_##p(a1, keep_w, _mm512_mul_##p(b1, e)));                \\
+            _mm512_mask_storeu_##p(h + width, m1, _mm512_fmadd_##p(b1, keep_h, _mm512_mul_##p(a1, e)));                \\
+        }                                                                                                              \\
+        static const mf_arithmetic_t mf_##name##_short_rows = {mf_##name##_avx512_dot, mf_##name##_short, mf_##name##_avx512_delta};
+    MF_SHORT(f32, float, __m512, __mmask16, 16, ps)
+    MF_SHORT(f64, double, __m512d, __mmask8, 8, pd)
+    #endif
+
+    /* For rows of so many numbers. best: 0 any processor, 1 AVX2, 2 AVX-512; less where the processor has less */
+    static const mf_arithmetic_t *mf_arithmetic(int is_double, size_t rank, int best) {
     #if defined(__x86_64__) && defined(__GNUC__)
         __builtin_cpu_init();
+        if (best > 1 && __builtin_cpu_supports("avx512f") && rank <= (is_double ? 16 : 32))
+            return is_double ? &mf_f64_short_rows : &mf_f32_short_rows;
         if (best > 1 && __builtin_cpu_supports("avx512f")) return is_double ? &mf_f64_avx512 : &mf_f32_avx512;
         if (best > 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
             return is_double ? &mf_f64_avx2 : &mf_f32_avx2;
     #endif
-        (void)best;
+        (void)best, (void)rank;
         return is_double ? &mf_f64 : &mf_f32;
     }
 
@@ -118,10 +148,10 @@ cdef extern from *:
     """
     ctypedef struct arithmetic_t "mf_arithmetic_t":
         double (*dot)(const void* w, const void* h, size_t n) noexcept nogil
-        void (*step)(void* w, void* h, size_t n, double x, double f, double shrink_w, double shrink_h) noexcept nogil
+        step_t step
         void (*delta)(const void* w, const void* h, void* dw, void* dh, size_t n, double x, double f, double shrink_w,
                       double shrink_h) noexcept nogil
-    const arithmetic_t* arithmetic "mf_arithmetic"(int is_double, int best) noexcept nogil
+    const arithmetic_t* arithmetic "mf_arithmetic"(int is_double, size_t rank, int best) noexcept nogil
     void prefetch "mf_prefetch"(const char* row, size_t bytes) noexcept nogil
 
 

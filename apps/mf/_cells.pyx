@@ -222,64 +222,52 @@ def parse_numbers(const unsigned char[::1] text, Py_ssize_t length, double[::1] 
 
 # --- blocks of cells ------------------------------------------------------------------------------------------------------------------
 
-cdef inline uint64_t turn(uint64_t h, uint64_t w) noexcept nogil:
-    h = (h ^ w) * <uint64_t>0x9E3779B97F4A7C15
-    return h ^ (h >> 32)
-
-
 def checksum(data, const unsigned char[::1] state not None):
-    """Return the new state (32 bytes) of a checksum after more data. Finds damage, not malice; as fast as memory. Not
-    the same for the same data in other pieces, unless these are multiples of 32 bytes."""
+    """Return the new state (64 bytes) of a checksum after more data: four sums of every fourth word, rotated at each step, and four sums of
+    these sums (after Fletcher, An Arithmetic Checksum for Serial Transmissions, IEEE Trans. Comm. 30(1), 1982). The compiler puts them
+    into vectors. Finds damage, not malice; as fast as memory. Not the same for the same data in other pieces, unless these are multiples of 32 bytes."""
     cdef const unsigned char[::1] view = memoryview(data).cast("B")
-    cdef uint64_t[4] h
+    cdef uint64_t[8] h
     cdef uint64_t[4] w
     cdef Py_ssize_t n = len(view), i
+    cdef int k
     cdef const unsigned char* p = &view[0] if n else NULL
-    if len(state) != 32:
-        raise ValueError("the state of a checksum has 32 bytes")
-    memcpy(h, &state[0], 32)
+    if len(state) != 64:
+        raise ValueError("the state of a checksum has 64 bytes")
+    memcpy(h, &state[0], 64)
     with nogil:
         for i in range(n // 32):
             memcpy(w, p + 32 * i, 32)
-            h[0] = turn(h[0], w[0])
-            h[1] = turn(h[1], w[1])
-            h[2] = turn(h[2], w[2])
-            h[3] = turn(h[3], w[3])
+            for k in range(4):
+                h[k] = (h[k] << 13 | h[k] >> 51) + w[k]
+                h[4 + k] += h[k]
         if n % 32:
-            w[0] = w[1] = w[2] = w[3] = 0
+            for k in range(4):
+                w[k] = 0
             memcpy(w, p + n - n % 32, n % 32)
-            for i in range(4):
-                h[i] = turn(h[i] + <uint64_t>n, w[i])
-    return (<char*>h)[:32]
+            for k in range(4):
+                h[k] += w[k] + <uint64_t>n * <uint64_t>0x9E3779B97F4A7C15
+                h[4 + k] += h[k]
+    return (<char*>h)[:64]
 
 
-def count_cells(cells, int64_t[::1] row_counts, int64_t[::1] col_counts):
-    """Add to the numbers of cells per row and column; ValueError when one lies outside."""
+def count_shares(cells, int32_t cols, int32_t row_begin, int32_t row_end, int32_t rows_each, int32_t cols_each, int64_t[:, ::1] counts):
+    """Add to the numbers of cells per worker (of rows_each rows each, from row_begin on) and block of cols_each columns; ValueError
+    when a cell is not in one of `cols` columns: nothing else looks at what a cache says."""
     cdef const cell_t[::1] view = cells
     cdef Py_ssize_t n = len(view), i
-    cdef int32_t rows = <int32_t>len(row_counts), cols = <int32_t>len(col_counts)
+    cdef int32_t row, col
     cdef bint outside = False
     with nogil:
         for i in range(n):
-            if not (0 <= view[i].row < rows and 0 <= view[i].col < cols):
-                outside = True
-                break
-            row_counts[view[i].row] += 1
-            col_counts[view[i].col] += 1
+            row, col = view[i].row, view[i].col
+            if row_begin <= row < row_end:
+                if not 0 <= col < cols:
+                    outside = True
+                    break
+                counts[(row - row_begin) // rows_each, col // cols_each] += 1
     if outside:
         raise ValueError("a cell outside of the matrix")
-
-
-def count_shares(cells, int32_t row_begin, int32_t row_end, int32_t rows_each, int32_t cols_each, int64_t[:, ::1] counts):
-    """Add to the numbers of cells per worker (of rows_each rows each, from row_begin on) and block of cols_each columns."""
-    cdef const cell_t[::1] view = cells
-    cdef Py_ssize_t n = len(view), i
-    cdef int32_t row
-    with nogil:
-        for i in range(n):
-            row = view[i].row
-            if row_begin <= row < row_end:
-                counts[(row - row_begin) // rows_each, view[i].col // cols_each] += 1
 
 
 def scatter(cells, int32_t row_begin, int32_t row_end, int32_t rows_each, int32_t cols_each, int64_t[:, ::1] places, out):

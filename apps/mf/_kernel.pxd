@@ -33,10 +33,8 @@ cdef class Trainer:
         readonly int64_t trained        # points of this epoch
         readonly bint out_of_time
         object held             # what pointers point into
-    cdef Key row_key(self, int32_t row) noexcept nogil
-    cdef Key col_key(self, int32_t col) noexcept nogil
     cdef Py_ssize_t update(self, const cell_t* cells, Py_ssize_t n) noexcept nogil
-    cdef int update_far(self, const Key* keys, const cell_t* cell, double shrink_w, double shrink_h) noexcept nogil
+    cdef int update_far(self, const cell_t* cell, double shrink_w, double shrink_h) noexcept nogil
     cdef Py_ssize_t keys_of(self, const cell_t* cells, Py_ssize_t n, Key* keys) noexcept nogil
     cdef Timestamp localize_group(self, const cell_t* cells, const int64_t* runs, Py_ssize_t n, Key* keys) noexcept nogil
     cdef void shuffle(self, cell_t* cells, Py_ssize_t n) noexcept nogil

@@ -6,8 +6,9 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from apps.mf._arithmetic cimport arithmetic, draw, below, mix, prefetch
-from lapse cimport DONE, Key, Timestamp, Worker, acquire_two, prefetch_row, prefetch_slot, release_two
+from apps.mf._arithmetic cimport arithmetic, below, draw, mix, prefetch, step_t
+from lapse cimport (DONE, Key, Timestamp, Worker, acquire_two, count_pairs, look, prefetch_row, prefetch_slot, release_two, sight_t,
+                    two_rows_t)
 
 import numpy as np
 
@@ -17,6 +18,7 @@ cdef enum:
     ARRAYS_AHEAD = 8            # the same where the rows lie in matrices
     BATCH = 256                 # rows that are pulled or set in one call
     LOOK = 1024                 # cells between two looks at the clock
+    CACHED = 1 << 19            # bytes of rows that find themselves in a core's cache: prefetching costs more than it brings
 
 cdef int64_t FOREVER = 0x7FFFFFFFFFFFFFFF
 
@@ -27,6 +29,10 @@ cdef inline int64_t now() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline Key place_of(const Key* places, Key key) noexcept nogil:
+    return places[key] if places != NULL else key
 
 
 cdef inline double uniform(uint64_t seed, int64_t at) noexcept nogil:
@@ -53,7 +59,7 @@ cdef class Trainer:
         cdef const Key[::1] view
         cdef Py_ssize_t rows = row_end - row_begin, i, total
         cdef int64_t[::1] counts
-        self.worker, self.rank, self.arith = worker, rank, arithmetic(double_precision, instructions)
+        self.worker, self.rank, self.arith = worker, rank, arithmetic(double_precision, rank, instructions)
         self.bytes = rank * (8 if double_precision else 4)
         self.row_begin, self.row_end, self.num_cols, self.column_key = row_begin, row_end, num_cols, column_key
         self.random, self.sync_push, self.localize_rows = seed, sync_push, localize_rows
@@ -83,12 +89,6 @@ cdef class Trainer:
         free(self.buffer)
         free(self.keys)
 
-    cdef Key row_key(self, int32_t row) noexcept nogil:
-        return self.places[row] if self.places != NULL else row
-
-    cdef Key col_key(self, int32_t col) noexcept nogil:
-        return self.places[self.column_key + col] if self.places != NULL else self.column_key + col
-
     # --- training -----------------------------------------------------------------------------------------------------------------
 
     def begin_epoch(self, double eps, int64_t points=0, seconds=None):
@@ -100,53 +100,65 @@ cdef class Trainer:
 
     cdef Py_ssize_t update(self, const cell_t* cells, Py_ssize_t n) noexcept nogil:
         """Train on n cells in this order; 0 or what went wrong. Fewer when the epoch has to end."""
-        cdef const cell_t* cell
+        cdef const cell_t* cell = cells
         cdef const cell_t* end
-        cdef Key keys[2]
-        cdef void* rows[2]
-        cdef Py_ssize_t done = 0, stop
-        cdef int32_t first = self.row_begin
-        cdef float shrink_w, shrink_h
-        cdef int rc
-        if n > self.budget:
-            n = self.budget
-        end = cells + n
-        while done < n:
+        cdef const cell_t* stop
+        cdef sight_t sight
+        cdef two_rows_t two
+        cdef step_t step = self.arith.step
+        cdef const float* row_shrink = self.row_shrink - self.row_begin
+        cdef const float* col_shrink = self.col_shrink
+        cdef const Key* places = self.places
+        cdef Key column_key = self.column_key
+        cdef size_t rank = self.rank, width = self.bytes
+        cdef double eps2 = self.eps2, shrink_w, shrink_h, x
+        cdef bint large = (self.row_end - self.row_begin + self.num_cols) * self.bytes > CACHED
+        cdef bint prefetching
+        cdef Py_ssize_t rc = 0, here
+        end = cells + min(n, self.budget)
+        while cell < end and rc == 0:
             if self.deadline != FOREVER and now() >= self.deadline:
                 self.out_of_time = True
                 break
-            stop = min(done + LOOK, n)
-            for cell in cells[done:stop]:
-                if cell + FAR_AHEAD < end:
-                    prefetch_slot(self.worker, self.row_key(cell[FAR_AHEAD].row))
-                    prefetch_slot(self.worker, self.col_key(cell[FAR_AHEAD].col))
-                    prefetch_row(self.worker, self.row_key(cell[AHEAD].row), self.bytes)
-                    prefetch_row(self.worker, self.col_key(cell[AHEAD].col), self.bytes)
-                keys[0] = self.row_key(cell.row)
-                keys[1] = self.col_key(cell.col)
-                shrink_w = <float>self.eps2 * self.row_shrink[cell.row - first]
-                shrink_h = <float>self.eps2 * self.col_shrink[cell.col]
-                rc = acquire_two(self.worker, keys, rows)
-                if rc == 2:
-                    self.arith.step(rows[0], rows[1], self.rank, cell.value, self.eps2, shrink_w, shrink_h)
-                    release_two(self.worker)
+            stop = cell + min(end - cell, LOOK)
+            here = stop - cell
+            prefetching = look(self.worker, &sight) and large
+            while cell < stop:
+                if prefetching and cell + FAR_AHEAD < end:
+                    prefetch_slot(&sight, place_of(places, cell[FAR_AHEAD].row))
+                    prefetch_slot(&sight, place_of(places, column_key + cell[FAR_AHEAD].col))
+                    prefetch_row(&sight, place_of(places, cell[AHEAD].row), width)
+                    prefetch_row(&sight, place_of(places, column_key + cell[AHEAD].col), width)
+                shrink_w = <float>eps2 * row_shrink[cell.row]
+                shrink_h = <float>eps2 * col_shrink[cell.col]
+                x = cell.value
+                if acquire_two(&sight, place_of(places, cell.row), place_of(places, column_key + cell.col), &two):
+                    step(two.row[0], two.row[1], rank, x, eps2, shrink_w, shrink_h)
+                    release_two(&two)
                 else:
-                    if rc >= 0:
-                        self.worker.release(0)
-                        rc = self.update_far(keys, cell, shrink_w, shrink_h)
-                    if rc < 0:
-                        return rc
-            done = stop
-        self.trained += done
-        self.budget -= done
-        return 0
+                    here -= 1
+                    rc = self.update_far(cell, shrink_w, shrink_h)
+                    if rc != 0:
+                        here -= stop - cell - 1
+                        break
+                    prefetching = look(self.worker, &sight) and large
+                cell += 1
+            count_pairs(&sight, here)
+        self.trained += cell - cells
+        self.budget -= cell - cells
+        return rc
 
-    cdef int update_far(self, const Key* keys, const cell_t* cell, double shrink_w, double shrink_h) noexcept nogil:
-        """The update where a row is not local: pull both, push what is to be added."""
+    cdef int update_far(self, const cell_t* cell, double shrink_w, double shrink_h) noexcept nogil:
+        """The update where rows are not to be had in place: pull both, push what is to be added. (No look for the one that may be here:
+        what is acquired and not used would count as a local access.)"""
         cdef char* rows = self.buffer
         cdef char* add = self.buffer + 2 * self.bytes
+        cdef Key keys[2]
         cdef Timestamp ts
-        cdef int rc = self.worker.wait(self.worker.pull(keys, 2, rows))
+        cdef int rc
+        keys[0] = place_of(self.places, cell.row)
+        keys[1] = place_of(self.places, self.column_key + cell.col)
+        rc = self.worker.wait(self.worker.pull(keys, 2, rows))
         if rc < 0:
             return rc
         self.arith.delta(rows, rows + self.bytes, add, add + self.bytes, self.rank, cell.value, self.eps2, shrink_w, shrink_h)
@@ -184,11 +196,11 @@ cdef class Trainer:
         for i in range(n):
             if col_stamps[cells[i].col] != self.stamp:
                 col_stamps[cells[i].col] = self.stamp
-                keys[count] = self.col_key(cells[i].col)
+                keys[count] = place_of(self.places, self.column_key + cells[i].col)
                 count += 1
             if self.localize_rows and row_stamps[cells[i].row] != self.stamp:
                 row_stamps[cells[i].row] = self.stamp
-                keys[count] = self.row_key(cells[i].row)
+                keys[count] = place_of(self.places, cells[i].row)
                 count += 1
         return count
 
@@ -240,9 +252,9 @@ cdef class Trainer:
     def shuffle_runs(self, cells, const int64_t[:, ::1] runs):
         """Put the cells of each run (its first cell, the one behind its last) into random order."""
         cdef cell_t* at = cells_of(cells)
-        cdef Py_ssize_t i
+        cdef Py_ssize_t n = len(runs), i
         with nogil:
-            for i in range(len(runs)):
+            for i in range(n):
                 self.shuffle(at + runs[i, 0], runs[i, 1] - runs[i, 0])
 
     # --- rows in bulk ----------------------------------------------------------------------------------------------------------------
@@ -310,8 +322,8 @@ cdef class Trainer:
             while i < n and rc == 0:
                 m = min(n - i, pieces)
                 for k in range(m):
-                    self.keys[k] = self.row_key(at[i + k].row)
-                    self.keys[m + k] = self.col_key(at[i + k].col)
+                    self.keys[k] = place_of(self.places, at[i + k].row)
+                    self.keys[m + k] = place_of(self.places, self.column_key + at[i + k].col)
                 rc = self.worker.wait(self.worker.pull(self.keys, m if cols != NULL else 2 * m, self.buffer))
                 if rc == 0:
                     for k in range(m):
@@ -347,7 +359,7 @@ def train_arrays(cells, w, h, double eps, row_counts, col_counts, double regular
     share of the time is measured against, and what its results are compared with."""
     cdef cell_t* at = cells_of(cells)
     cdef bint double_precision = w.dtype == np.float64
-    cdef const arithmetic_t* arith = arithmetic(double_precision, instructions)
+    cdef const arithmetic_t* arith = arithmetic(double_precision, w.shape[1], instructions)
     cdef char* w0 = <char*><size_t>w.ctypes.data
     cdef char* h0 = <char*><size_t>h.ctypes.data
     cdef Py_ssize_t n = len(cells), i, j
@@ -357,6 +369,7 @@ def train_arrays(cells, w, h, double eps, row_counts, col_counts, double regular
     cdef float[::1] rows = (regularization / np.maximum(row_counts, 1)).astype(np.float32)
     cdef float[::1] cols = (regularization / np.maximum(col_counts, 1)).astype(np.float32)
     cdef cell_t kept
+    cdef bint prefetching = w.nbytes + h.nbytes > CACHED
     if not (w.flags.c_contiguous and h.flags.c_contiguous and w.dtype == h.dtype):
         raise TypeError("w and h must be contiguous and of one type")
     with nogil:
@@ -367,7 +380,7 @@ def train_arrays(cells, w, h, double eps, row_counts, col_counts, double regular
                 at[i] = at[j]
                 at[j] = kept
         for i in range(n):
-            if i + ARRAYS_AHEAD < n:
+            if prefetching and i + ARRAYS_AHEAD < n:
                 prefetch(w0 + at[i + ARRAYS_AHEAD].row * width, width)
                 prefetch(h0 + at[i + ARRAYS_AHEAD].col * width, width)
             arith.step(w0 + at[i].row * width, h0 + at[i].col * width, rank, at[i].value, eps2,

@@ -2,7 +2,8 @@
 
 Text is parsed in blocks, once: the first process that needs it holds a lock on the text, parses, and writes `<name>.cache`, which
 has no name until it is complete; the others wait and read that. A cache counts if it was made from a text of the same size, time and
-inode, or, when the latter differ, of the same checksum; and if its own checksum is right. Where none can be written, the cells go
+inode, or, when the latter differ, of the same checksum; and if its own checksum is right. It holds the header, the cells, and the numbers
+of cells per row and column, so that opening it is one pass: read, checksum. Where none can be written, the cells go
 to an unnamed temporary file. So no more than a block of text or cells is in memory at any time.
 """
 import contextlib
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from apps.mf._cells import checksum, count_cells, parse_cells, parse_numbers
+from apps.mf._cells import checksum, parse_cells, parse_numbers
 from apps.mf._kernel import CELL
 
 from apps.common.files import InputError, whole_file
@@ -25,16 +26,17 @@ __all__ = ["Cells", "Size", "open_cells", "read_array", "read_size"]
 log = logging.getLogger("matrix_factorization")
 
 TEXT_BLOCK = 1 << 21            # bytes of text in memory; a multiple of 32, for the checksum
-CELL_BLOCK = 1 << 17            # cells in memory; the same
+CELL_BLOCK = 1 << 15            # cells in memory; the same; in a core's cache between being read and being looked at
 SHORTEST_LINE = 6               # bytes of a cell's line: "1 1 1\n"
 LONGEST_LINE = 1 << 16
 LARGEST = 2**31 - 2             # rows, columns
+SUM = 64                        # bytes of a checksum
 
-# magic, version, byte order, rows, columns, cells, what the text's file was, its checksum, that of the cells; then that of all this
-HEADER = struct.Struct("<8sII3q4q32s32s")
+# magic, version, byte order, rows, columns, cells, what the text's file was, its checksum, that of cells and counts; then that of all this
+HEADER = struct.Struct(f"<8sII3q4q{SUM}s{SUM}s")
 MAGIC = b"LapseMF\0"
-VERSION = 1
-OFFSET = 256                    # of the first cell
+VERSION = 2
+OFFSET = 512                    # of the first cell
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _text_blocks(file, skip, summed=None):
 
 def _parse(file, size, number, skip, write, row_counts, col_counts):
     """Parse the cells behind the head, pass them to write() and count them; return the checksum of the text."""
-    summed, total = [bytes(32)], 0
+    summed, total = [bytes(SUM)], 0
     room = np.empty(min(size.cells, (TEXT_BLOCK + LONGEST_LINE) // SHORTEST_LINE) + 1, dtype=CELL)
     for text, length in _text_blocks(file, skip, summed):
         count, lines, wrong = parse_cells(text, length, room, min(len(room), size.cells - total), size.rows, size.cols,
@@ -190,14 +192,23 @@ class Cells:
             yield room[:want // CELL.itemsize]
             offset += want
 
-    def count(self):
-        """Count the cells per row and column, which proves that all lie inside; return the checksum of the cells."""
-        self.row_counts, self.col_counts = np.zeros(self.size.rows, np.int64), np.zeros(self.size.cols, np.int64)
-        summed = bytes(32)
+    def checksum(self):
+        """The checksum of the cells and the counts."""
+        summed = bytes(SUM)
         for block in self.blocks():
             summed = checksum(block.view(np.uint8), summed)
-            count_cells(block, self.row_counts, self.col_counts)
+        for counts in self.row_counts, self.col_counts:
+            summed = checksum(counts, summed)
         return summed
+
+    def read_counts(self):
+        """Read what lies behind the cells."""
+        self.row_counts, self.col_counts = np.empty(self.size.rows, np.int64), np.empty(self.size.cols, np.int64)
+        offset = OFFSET + self.size.cells * CELL.itemsize
+        for counts in self.row_counts, self.col_counts:
+            if _read(self._file, memoryview(counts).cast("B"), offset) != counts.nbytes:
+                raise InputError(f"{self._file.name}: ends too early")
+            offset += counts.nbytes
 
     def close(self):
         self._file.close()
@@ -223,24 +234,22 @@ def _cached(path, source, size):
             return None
         head = bytearray(OFFSET)
         length = HEADER.size
-        if _read(file, memoryview(head), 0) != OFFSET or checksum(head[:length], bytes(32)) != head[length:length + 32]:
+        if _read(file, memoryview(head), 0) != OFFSET or checksum(head[:length], bytes(SUM)) != head[length:length + SUM]:
             return None
         magic, version, order, rows, cols, count, *identity, text_sum, cell_sum = HEADER.unpack_from(head)
         if (magic, version, order, rows, cols, count) != (MAGIC, VERSION, 1, size.rows, size.cols, size.cells):
             return None
-        if os.fstat(file.fileno()).st_size != OFFSET + count * CELL.itemsize or identity[0] != _identity(source)[0]:
+        if os.fstat(file.fileno()).st_size != OFFSET + count * CELL.itemsize + 8 * (rows + cols) or identity[0] != _identity(source)[0]:
             return None
         if tuple(identity) != _identity(source):
-            summed = [bytes(32)]
+            summed = [bytes(SUM)]
             for _ in _text_blocks(source, 0, summed):
                 pass
             if summed[0] != text_sum:
                 return None
         cells = Cells(file, size)
-        try:
-            if cells.count() != cell_sum:
-                raise ValueError
-        except ValueError:
+        cells.read_counts()
+        if cells.checksum() != cell_sum:
             log.warning("%s is damaged; it is made anew", path)
             return None
         stack.pop_all()
@@ -253,12 +262,14 @@ def _write_cells(file, source, size, number, skip):
     row_counts, col_counts = np.zeros(size.rows, np.int64), np.zeros(size.cols, np.int64)
     file.seek(OFFSET)
     text_sum = _parse(source, size, number, skip, file.write, row_counts, col_counts)
+    for counts in row_counts, col_counts:
+        file.write(counts)
     file.flush()
-    cells = Cells(file, size)
-    cell_sum = cells.count()            # of what can be read again
+    cells = Cells(file, size, row_counts, col_counts)
+    cell_sum = cells.checksum()         # of what can be read again
     head = HEADER.pack(MAGIC, VERSION, 1, size.rows, size.cols, size.cells, *identity, text_sum, cell_sum)
     file.seek(0)
-    file.write(head + checksum(head, bytes(32)))
+    file.write(head + checksum(head, bytes(SUM)))
     file.flush()
     return cells
 

@@ -14,26 +14,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from apps.data.fetch_movielens import LICENCE, FetchError, fetch  # noqa: E402
+from apps.data import fetch_movielens, fetching  # noqa: E402
+from apps.mf.movielens import FOLDER, SETTINGS  # noqa: E402
 
-MOVIELENS = ROOT / "build/data/movielens-100k"
 SYNTHETIC = ROOT / "apps/data/ratings"
 GOAL = 0.93                     # test RMSE
-NODES = 2
-TRAINING = {"--rank": 100, "--lambda": 12, "--eps": 0.005, "--init_scale": 0.1, "--epochs": 30}
+NODES, RANK = 2, 100
 
 
 def find_data():
     """Return the folder of the data; the first line that is printed says so when it is not the real one."""
-    if not all((MOVIELENS / name).is_file() for name in ("train.mmc", "test.mmc")):
-        try:
-            fetch(MOVIELENS)
-        except (FetchError, OSError) as error:
-            print(f"FALLBACK: no MovieLens 100K ({error}); training on the synthetic ratings of {SYNTHETIC.relative_to(ROOT)}",
-                  flush=True)
-            return SYNTHETIC
-    print(LICENCE, flush=True)
-    return MOVIELENS
+    try:
+        if not fetching.already(FOLDER, fetch_movielens.MADE):
+            with fetching.new_folder(FOLDER, fetch_movielens.MADE) as folder:
+                fetch_movielens.fill(folder)
+    except (fetching.FetchError, OSError) as error:
+        print(f"FALLBACK: no MovieLens 100K ({error}); training on the synthetic ratings of {SYNTHETIC.relative_to(ROOT)}", flush=True)
+        return SYNTHETIC
+    print(fetch_movielens.LICENCE, flush=True)
+    return FOLDER
 
 
 class Progress:
@@ -66,12 +65,13 @@ def train(data, out):
     """Run the program; return its exit code and the results of its epochs."""
     report = out / "epochs.jsonl"
     report.unlink(missing_ok=True)
-    options = [str(word) for pair in TRAINING.items() for word in pair]
+    settings = {"--rank": RANK, **SETTINGS[RANK]}
+    options = [str(word) for pair in settings.items() for word in pair]
     command = [sys.executable, "-m", "lapse", "run", "-s", str(NODES), sys.executable, "apps/matrix_factorization.py", "--dataset",
                str(data), *options, "--output", str(out / "factors"), "--report", str(report)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     results, log = [], []
-    progress = Progress(TRAINING["--epochs"])
+    progress = Progress(settings["--epochs"])
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True) as process:
         for line in process.stdout:

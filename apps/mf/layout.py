@@ -72,7 +72,7 @@ def load(cells, layout, first, threads, pieces):
     begin, end = layout.rows_of(first)[0], layout.rows_of(first + threads - 1)[1]
     counts = np.zeros((threads, pieces), dtype=np.int64)
     for block in cells.blocks():
-        count_shares(block, begin, end, layout.rows_each, piece, counts)
+        count_shares(block, layout.cols, begin, end, layout.rows_each, piece, counts)
     ends = np.cumsum(counts, dtype=np.int64).reshape(counts.shape)
     places = ends - counts
     room = _room(int(counts.sum()))

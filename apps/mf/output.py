@@ -6,7 +6,9 @@ import numpy as np
 from apps.common.files import InputError, whole_file
 from apps.mf.data import read_array
 
-__all__ = ["read_factors", "write_factors"]
+__all__ = ["OUTPUTS", "read_factors", "write_factors"]
+
+OUTPUTS = ("W.npy", "H.npy", "W.mma", "H.mma")
 
 BLOCK = 1024                    # parameters at a time
 

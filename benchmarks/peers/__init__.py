@@ -9,11 +9,13 @@ peer's name lists its options. The environments are made when they are first use
 Each answer has peer, version, wall and cpu (seconds of the training alone, or of the evaluation), and
 gensim (a text): words, words_per_cpu_s, effective_words (after subsampling); with evaluate=FOLDER also what evaluate_vectors has.
 evaluate_vectors (a file of vectors, the folder of the questions): analogies, wordsim353, simlex999; how much of each was left out.
-pykeen (a folder of .del files): triples_per_cpu_s; mrr, mr, hits_at_1, hits_at_3, hits_at_10 (test.del, filtered, both sides, realistic rank).
+pykeen (a folder of .del files): triples_per_cpu_s; mrr, mr, hits_at_1, hits_at_3, hits_at_10 (test.del, filtered, both sides,
+    realistic rank).
 evaluate_embeddings (a folder of .del files, entities.npy, relations.npy): the same measures of a ComplEx model; a row of an array is the
     real half, then the imaginary half.
 torchbiggraph (a folder of .del files): triples_per_cpu_s, and the same measures.
-cornac, surprise, libmf (a folder with train.mmc and test.mmc): updates_per_cpu_s, rmse.
+cornac, surprise, libmf (a folder with train.mmc and test.mmc, of the ratings themselves: cornac and surprise learn biases, LIBMF factorizes
+    them as they are): updates_per_cpu_s, rmse.
 """
 from __future__ import annotations
 
@@ -95,7 +97,7 @@ def script(peer, arguments, timeout=None):
     environment, name = PEERS[peer]
     python = install(environment)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("OPENBLAS_", "PYTHON"))}
-    variables |= dict.fromkeys(THREADS, "1")
+    variables |= {**dict.fromkeys(THREADS, "1"), "PYTHONWARNINGS": "ignore"}
     return finish([python, SCRIPTS / name, *arguments], variables, timeout, f"the peer {peer}")
 
 

@@ -1,4 +1,4 @@
-"""Train PyKEEN's ComplEx on a folder of .del files with Adam and Xavier's initialization, and rank test.del by it.
+"""Train PyKEEN's ComplEx on a folder of .del files with Adam, and rank test.del by it.
 
 dim counts real numbers: 100 are 50 complex ones. wall and cpu are the training's alone.
 """
@@ -6,6 +6,7 @@ import measure
 import ranks
 import torch
 from pykeen.models import ComplEx
+from pykeen.regularizers import LpRegularizer
 from pykeen.training import LCWATrainingLoop, SLCWATrainingLoop
 from pykeen.utils import set_random_seed
 
@@ -18,14 +19,17 @@ def main():
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--loop", choices=("slcwa", "lcwa"), default="slcwa", help="lcwa scores every entity for each pair")
     parser.add_argument("--negative", type=int, default=10, help="negatives of a triple (slcwa)")
+    parser.add_argument("--init", default="xavier_uniform", help="of PyKEEN: xavier_uniform, xavier_normal, normal, uniform …")
+    parser.add_argument("--weight", type=float, default=0.01, help="of the L2 regularization; PyKEEN's default is 0.01")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rank", type=int, default=1, help="0: train only")
     options = parser.parse_args()
     torch.set_num_threads(1)
     set_random_seed(options.seed)
     train, valid, test = ranks.read(options.folder)
-    model = ComplEx(triples_factory=train, embedding_dim=options.dim // 2, entity_initializer="xavier_uniform",
-                    relation_initializer="xavier_uniform", random_seed=options.seed)
+    regularizer = LpRegularizer(weight=options.weight, p=2.0, normalize=True)
+    model = ComplEx(triples_factory=train, embedding_dim=options.dim // 2, entity_initializer=options.init,
+                    relation_initializer=options.init, regularizer=regularizer, random_seed=options.seed)
     adam = torch.optim.Adam(model.get_grad_params(), lr=options.lr)
     if options.loop == "lcwa":
         loop = LCWATrainingLoop(model=model, triples_factory=train, optimizer=adam)

@@ -4,7 +4,7 @@ import sys
 import time
 
 from lapse.testing import campaign
-from lapse.testing.simulation import FAULTS, LENGTHS, MODES, fault_bits
+from lapse.testing.simulation import FAULTS, LENGTHS, MODES, SAMPLING, fault_bits
 
 
 def switch(text: str) -> bool:
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--caches", type=switch, metavar="on|off", help="location caches")
     p.add_argument("--shared-memory", type=switch, metavar="on|off", help="workers reach local keys directly")
     p.add_argument("--lengths", choices=LENGTHS, help="of the values")
+    p.add_argument("--sampling", choices=SAMPLING, help="the scheme that draws the keys of half of the pulls")
     p.add_argument("--fault", action="append", choices=FAULTS, default=[], help="a bug that the tests are to find; repeatable")
     p.add_argument("--processes", type=natural, default=1, help="(default: %(default)s)")
     return p
@@ -48,7 +49,7 @@ def main(argv=None) -> int:
     fixed = {"keys": args.keys, "registers": args.registers, "ops": args.ops, "faults": fault_bits(args.fault)}
     settings = [{**chosen, **fixed} for chosen in campaign.configurations(
         nodes=one(args.nodes), workers=one(args.workers), modes=one(args.mode), caches=one(args.caches),
-        shared_memory=one(args.shared_memory), lengths=one(args.lengths))]
+        shared_memory=one(args.shared_memory), lengths=one(args.lengths), sampling=one(args.sampling))]
     start = time.monotonic()
 
     def line(tally) -> str:

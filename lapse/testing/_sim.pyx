@@ -8,6 +8,7 @@ from lapse._directory cimport directory_epoch, home_of, owner_of
 from lapse._operations cimport op_finished, worker_t
 from lapse._protocol cimport (FAULT_DROP_QUEUE, FAULT_LATE_DIRECTORY, FAULT_NO_CACHE_RULE, FAULT_NO_NEXT, FAULT_NO_QUEUE,
                               FAULT_SPLIT_ROUTE, FINE, FINE_STEPS, Protocol)
+from lapse._sampling cimport PRELOC, Sampler, Sampling
 from lapse._store cimport COMING, HERE, absent_rows, epoch_of, pull_rows, push_rows, set_rows, slot_word, state_of, store_t
 from lapse._sync cimport fence, load_i64, load_u32, store_u32
 from lapse._types cimport DONE, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Rank, Timestamp
@@ -44,6 +45,8 @@ cdef class Schedule:
         int localizes           # percent of the operations that are localizes
         int drains              # percent of the operations after which a worker waits for all it has begun
         bint shared_memory
+        list samplers           # Sampler, by worker; None: no operation samples
+        int64_t handles[MAX_ACTORS]         # preloc: the sample that has been localized and not been used up, or -1
         int lengths[MAX_KEYS]   # visible, in numbers
         bint is_register[MAX_KEYS]
         int64_t issued[MAX_KEYS][MAX_ACTORS]
@@ -55,6 +58,7 @@ cdef class Schedule:
         Py_ssize_t reads_used, writes_used, accesses_used
         readonly int64_t operations
         readonly int64_t relocations
+        readonly int64_t sampled
         readonly int stuck
 
     def __cinit__(self):
@@ -80,7 +84,7 @@ cdef class Schedule:
     # --- setting up ---------------------------------------------------------------------------------------------------------
 
     def __init__(self, uint64_t seed, *, int nodes, int workers, int keys, int registers, int ops, int waits, bint caches,
-                 bint shared_memory, bint mixed_lengths, int faults, int network, int64_t max_steps):
+                 bint shared_memory, bint mixed_lengths, int faults, int network, int64_t max_steps, sampling="none"):
         cdef world_t* s = &self.world
         cdef int a, k
         s.nodes = nodes
@@ -111,6 +115,7 @@ cdef class Schedule:
         if self.calls == NULL:
             raise MemoryError()
         self.build_nodes(caches, mixed_lengths, faults)
+        self.samplers = None if sampling == "none" else self.build_samplers(sampling, seed)
         k = self.components * ops * MAX_POSITIONS
         self.reads = np.empty((k, 5), np.int64)
         self.seen = np.empty((k, self.components), np.int64)
@@ -161,6 +166,22 @@ cdef class Schedule:
                 if self.workers[s.nodes + i * s.workers + j] == NULL:
                     raise MemoryError()
         return 0
+
+    cdef list build_samplers(self, scheme, uint64_t seed):
+        """What each worker draws with: the production code, in half of the schedules without replacement."""
+        cdef list samplers = []
+        cdef Protocol node
+        cdef Sampler sampler
+        cdef int i
+        for node in self.nodes:
+            sampling = Sampling(node, scheme, seed % 2 == 0, "uniform", 0, self.world.num_keys, seed=seed)
+            for i in range(self.world.workers):
+                sampler = Sampler(sampling, i)
+                sampler.w = node.workers[i]
+                samplers.append(sampler)
+        for i in range(self.components):
+            self.handles[i] = -1
+        return samplers
 
     # --- running -------------------------------------------------------------------------------------------------------------
 
@@ -282,7 +303,7 @@ cdef class Schedule:
             self.finish(a, calls + i)
         s.actor[a].state = ENDED
 
-    cdef void draw_call(self, int a, call_t* c, int order) noexcept:
+    cdef int draw_call(self, int a, call_t* c, int order) except -1:
         """What the worker does next."""
         cdef world_t* s = &self.world
         cdef uint64_t* rng = &self.worker_rng[a]
@@ -296,6 +317,8 @@ cdef class Schedule:
         i = below(rng, 8)
         c.n = 1 if i < 4 else 2 if i < 6 else 2 + below(rng, MAX_POSITIONS - 1)
         c.order = order
+        if self.samplers is not None and below(rng, 2) and self.sample(a - s.nodes, c):
+            return 0
         for i in range(c.n):
             k = below(rng, s.num_keys)
             if c.kind == OP_PUSH or c.kind == OP_SET:
@@ -304,6 +327,34 @@ cdef class Schedule:
             c.keys[i] = k
             c.offsets[i] = c.numbers
             c.numbers += self.lengths[k]
+
+    cdef bint sample(self, int worker, call_t* c) except -1:
+        """Let the keys of a pull, or of preloc's localize, be drawn. For the history they are a call's keys like others."""
+        cdef Sampler sampler = <Sampler>self.samplers[worker]
+        cdef int scheme = sampler.sampling.scheme, i
+        cdef Py_ssize_t done = 0
+        cdef const Key* keys
+        if scheme == PRELOC and c.kind == OP_LOCALIZE:
+            sampler.finish(max(self.handles[worker], <int64_t>0))       # or nothing
+            c.n = min(c.n, self.world.num_keys)
+            self.handles[worker] = sampler.prepare(c.n)
+            keys = sampler.prepared(self.handles[worker])
+            for i in range(c.n):
+                c.keys[i] = keys[i]
+        elif c.kind == OP_PULL and (scheme != PRELOC or sampler.left_of(self.handles[worker]) > 0):
+            if scheme != PRELOC:
+                c.n = min(c.n, self.world.num_keys)
+                self.handles[worker] = sampler.prepare(c.n)
+            c.n = min(c.n, <int>sampler.left_of(self.handles[worker]))
+            if sampler.draw(self.handles[worker], c.keys, c.n, &done) != 0 or done != c.n:
+                raise RuntimeError(f"a sample of {c.n} keys was refused")
+        else:
+            return False
+        for i in range(c.n):
+            c.offsets[i] = c.numbers
+            c.numbers += self.lengths[c.keys[i]]
+        self.sampled += c.n if c.kind == OP_PULL else 0
+        return True
 
     cdef int fill(self, int a, call_t* c) except -1:
         """The values: ours + 1, and behind the components their sum; registers get a number that nobody else writes."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
 
-from lapse.testing.simulation import LENGTHS, MODES, Simulation, Violation
+from lapse.testing.simulation import LENGTHS, MODES, SAMPLING, Simulation, Violation
 
 SLICE = 500         # schedules between two reports of progress
 
@@ -28,12 +28,12 @@ class Tally(NamedTuple):
 
 def configurations(*, nodes: Iterable[int] | None = None, workers: Iterable[int] | None = None, modes: Iterable[str] | None = None,
                    caches: Iterable[bool] | None = None, shared_memory: Iterable[bool] | None = None,
-                   lengths: Iterable[str] | None = None) -> list[dict]:
+                   lengths: Iterable[str] | None = None, sampling: Iterable[str] | None = None) -> list[dict]:
     """Every combination of what is given; by default sync, mixed, async; 2 to 4 nodes of 2 or 3 workers; caches off and on; local memory
-    shared or not; lengths uniform and mixed. (Without shared memory nothing is cached.)"""
+    shared or not; lengths uniform and mixed; no sampling, and every scheme. (Without shared memory nothing is cached.)"""
     chosen = itertools.product(modes or MODES, nodes or (2, 3, 4), workers or (2, 3), caches or (False, True),
-                               shared_memory or (True, False), lengths or LENGTHS)
-    names = ("mode", "nodes", "workers", "caches", "shared_memory", "lengths")
+                               shared_memory or (True, False), lengths or LENGTHS, sampling or SAMPLING)
+    names = ("mode", "nodes", "workers", "caches", "shared_memory", "lengths", "sampling")
     made = [dict(zip(names, values)) for values in chosen]
     return [one for one in made if one["shared_memory"] or not one["caches"] or caches is not None]
 

@@ -17,6 +17,7 @@ from lapse.testing.history import History, check, check_registers
 
 MODES = {"sync": 100, "mixed": 50, "async": 0}      # percent of the operations that a worker waits for at once
 LENGTHS = ("uniform", "mixed")
+SAMPLING = ("none", "naive", "preloc", "local")
 NETWORK = 1 << 16                                   # fault bits from here on are the network's, those below the protocol's
 
 _CALLS = {1: "pull", 2: "push", 3: "set", 4: "localize"}
@@ -77,7 +78,8 @@ class Simulation:
 
     Each worker does `ops` operations (pull, push, set, localize, of one or several keys, with duplicates) on `keys` keys that are added to
     and `registers` keys that are set. mode: "sync" waits for every operation, "async" for few before the end, "mixed" for half of them.
-    caches: location caches. shared_memory: workers reach local keys directly. lengths: "uniform", or "mixed" where they differ.
+    sampling: the scheme that draws the keys of half of the pulls, or "none". caches: location caches. shared_memory: workers reach local
+    keys directly. lengths: "uniform", or "mixed" where they differ.
     faults: names out of FAULTS (or their bits), for the tests that show that the tests find them.
 
     A Simulation runs once. One thread; local.
@@ -85,7 +87,7 @@ class Simulation:
 
     def __init__(self, seed: int, nodes: int = 3, workers: int = 2, keys: int = 3, ops: int = 12, mode: str = "mixed", *,
                  caches: bool = False, shared_memory: bool = True, faults: int | str | Iterable[str] = 0, registers: int = 1,
-                 lengths: str = "uniform", max_turns: int = 200_000):
+                 lengths: str = "uniform", sampling: str = "none", max_turns: int = 200_000):
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed {seed}: must be in [0, 2**64)")
         if not 1 <= nodes <= 8 or workers < 1 or nodes * (workers + 1) > 64:
@@ -94,11 +96,13 @@ class Simulation:
             raise ValueError(f"{keys} keys and {registers} registers: at least one key, at most 64 in all")
         if not 0 <= ops <= 1 << 20:
             raise ValueError(f"ops {ops}: must be in [0, 2**20]")
-        for name, value, known in (("mode", mode, tuple(MODES)), ("lengths", lengths, LENGTHS)):
+        for name, value, known in (("mode", mode, tuple(MODES)), ("lengths", lengths, LENGTHS),
+                                   ("sampling", sampling, SAMPLING)):
             if value not in known:
                 raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
         self.settings = {"nodes": nodes, "workers": workers, "keys": keys, "ops": ops, "mode": mode, "caches": caches,
-                         "shared_memory": shared_memory, "faults": fault_bits(faults), "registers": registers, "lengths": lengths}
+                         "shared_memory": shared_memory, "faults": fault_bits(faults), "registers": registers, "lengths": lengths,
+                         "sampling": sampling}
         self.seed, self.max_turns = seed, max_turns
 
     def run(self) -> Result:
@@ -108,7 +112,8 @@ class Simulation:
                             registers=settings["registers"], ops=settings["ops"], waits=MODES[settings["mode"]],
                             caches=settings["caches"], shared_memory=settings["shared_memory"],
                             mixed_lengths=settings["lengths"] == "mixed", faults=settings["faults"] % NETWORK,
-                            network=settings["faults"] // NETWORK * NETWORK, max_steps=self.max_turns)
+                            network=settings["faults"] // NETWORK * NETWORK, max_steps=self.max_turns,
+                            sampling=settings["sampling"])
         if schedule.run():
             problem, key = self._describe(schedule)
             raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command())

@@ -1,5 +1,8 @@
 """What the test programs share: their options, what a worker checks, and the life of a node."""
+import math
 import sys
+
+import numpy as np
 
 import lapse
 from lapse.config import Config
@@ -40,6 +43,42 @@ def job_nodes(num_threads):
     return Config.make(1, num_threads).num_nodes
 
 
+def fits(counts, shares, z=5.2):
+    """Pearson's chi-square test: can these counts come from independent draws with these shares?
+
+    `z` bounds the error of rejecting what is right, in standard deviations (3.7: one in 10,000; 5.2: one in 10,000,000). Neighbouring
+    cells are put together until at least 5 are expected in each. The quantile is Wilson's and Hilferty's (1931). What has a share of 0 may
+    not occur at all.
+    """
+    counts, shares = np.asarray(counts, np.float64), np.asarray(shares, np.float64)
+    if counts[shares == 0].any():
+        return False
+    if np.count_nonzero(shares) == 1:
+        return True
+    expected = shares * (counts.sum() / shares.sum())
+    starts, room = [0], 0.0
+    for i, more in enumerate(expected):
+        if room >= 5:
+            starts.append(i)
+            room = 0.0
+        room += more
+    if room < 5 and len(starts) > 1:
+        starts.pop()
+    counts, expected = np.add.reduceat(counts, starts), np.add.reduceat(expected, starts)
+    if len(counts) < 2:
+        raise ValueError("there is nothing to compare: too few draws")
+    freedom = len(counts) - 1
+    statistic = ((counts - expected)**2 / expected).sum()
+    spread = 2 / (9 * freedom)
+    return (statistic / freedom)**(1 / 3) <= 1 - spread + z * math.sqrt(spread)
+
+
+def shares_of(distribution, span):
+    """Return the shares of `span` keys in "uniform" or "log-uniform"."""
+    first = np.arange(1, span + 1)
+    return np.full(span, 1 / span) if distribution == "uniform" else np.log1p(1 / first) / np.log(span + 1)
+
+
 class Checks:
     """What one worker has checked, and the lines that it wants printed."""
 
@@ -62,8 +101,11 @@ class Checks:
             self.lines.append(f"{name} {value} = expected {expected}")
 
 
-def run_node(name, args, num_keys, lengths, work, **server_settings):
+def run_node(name, args, num_keys, lengths, work, *, phases=None, **server_settings):
     """Run one process of the job and return its exit code.
+
+    phases: functions of the Server, called one after the other before workers are made; each time the workers run, and are finalized.
+    (If not given, they run once.)
 
     `work(kv, checks, me, workers, server)` runs in a thread per worker; `me` counts the workers over all nodes. The numbers it
     checks are printed when all is done, then one closing line per node. A worker that has checked nothing is wrong, too.
@@ -82,13 +124,17 @@ def run_node(name, args, num_keys, lengths, work, **server_settings):
         kv.finalize()
         return checks
 
-    server.barrier()        # of the nodes' main threads
-    results = run_workers(args.num_threads, run_worker)
-    server.barrier()
+    results = []
+    for phase in phases or [lambda server: None]:
+        phase(server)
+        server.barrier()        # of the nodes' main threads
+        results += run_workers(args.num_threads, run_worker)
+        server.barrier()
     server.shutdown()
 
     lines = []
-    for worker, checks in enumerate(results):
+    for number, checks in enumerate(results):
+        worker = number % args.num_threads
         if not checks.count:
             checks.wrong.append("nothing was checked")
         lines += [f"node {rank} worker {worker}: {line}" for line in checks.lines]

@@ -45,6 +45,29 @@ def serve(deadline, monkeypatch):
 
 
 @pytest.fixture
+def sampler(serve):
+    """sampler(scheme, ..., threads=, num_keys=) -> (server, Worker) whose values are their keys; the Worker is finalized afterwards."""
+    import numpy as np
+
+    import lapse
+    workers = []
+
+    def make(scheme="naive", *arguments, num_keys=50, length=2, seed=1, threads=1, shared_memory=True, **settings):
+        server = serve(length, num_keys=num_keys, threads=threads, shared_memory=shared_memory, dtype="float64")
+        server.enable_sampling_support(scheme, *arguments, seed=seed, **settings)
+        workers.append(lapse.Worker(0, server))
+        if isinstance(length, int):
+            workers[0].set(range(num_keys), np.repeat(np.arange(num_keys, dtype=float), length))
+        return server, workers[0]
+
+    yield make
+    for kv in workers:
+        if "finalized" not in repr(kv):
+            with kv:
+                pass
+
+
+@pytest.fixture
 def run_program(tmp_path):
     """run_program(text, nodes=0, check=0) runs a Python program (nodes > 0: as the nodes of a job); returns its CompletedProcess."""
     def run(text, nodes=0, check=0, timeout=90, args=()):

@@ -1,10 +1,11 @@
-"""Sampling at C level, for the tests and benchmarks: `from tests.unit import sampling_probe`."""
+"""Sampling at C level, for the tests: `from tests.unit import sampling_probe`."""
 import numpy as np
 
 cimport numpy as cnp
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from lapse cimport Key, Worker
+from lapse._sync cimport pthread_mutex_lock, pthread_mutex_unlock
 
 cnp.import_array()
 
@@ -44,27 +45,10 @@ def prepare(Worker kv not None, int64_t n):
     return kv.prepare_sample(n)
 
 
-def run_draws(Worker kv not None, Py_ssize_t n, int64_t rounds):
-    """So many samples of n draws. Returns 0, or the sum of the error codes."""
-    cdef Key* keys = <Key*>malloc(n * sizeof(Key))
-    cdef int64_t i, handle, wrong = 0
-    with nogil:
-        for i in range(rounds):
-            handle = kv.prepare_sample(n)
-            wrong += kv.draw_sample(handle, keys, n)
-    free(keys)
-    return wrong
+def lock_pool(Worker kv not None):
+    """Hold the pool as a thread does that takes from it."""
+    pthread_mutex_lock(&kv.sampler.sampling.pool.lock)
 
 
-def run_pulls(Worker kv not None, Py_ssize_t n, int64_t rounds, Py_ssize_t value_bytes):
-    """The same, with their values. Returns 0, or the sum of the error codes."""
-    cdef Key* keys = <Key*>malloc(n * sizeof(Key))
-    cdef void* vals = malloc(n * value_bytes)
-    cdef int64_t i, handle, wrong = 0
-    with nogil:
-        for i in range(rounds):
-            handle = kv.prepare_sample(n)
-            wrong += kv.wait(kv.pull_sample(handle, keys, n, vals))
-    free(keys)
-    free(vals)
-    return wrong
+def unlock_pool(Worker kv not None):
+    pthread_mutex_unlock(&kv.sampler.sampling.pool.lock)

@@ -12,7 +12,7 @@ if _build.kind != "release":
 pytest.importorskip("benchmarks._loops", reason="the benchmarks are not compiled (make kernels)")
 
 from benchmarks import __main__ as command
-from benchmarks import calls, memory, remote, report, rows
+from benchmarks import calls, memory, mf, remote, report, rows, sampling
 
 SIZES = {
     rows: {"num_keys": 2000, "keys_per_call": 100, "rounds": 2, "rows": 2000},
@@ -20,6 +20,8 @@ SIZES = {
     remote: {"num_keys": 20_000, "rounds": 2, "short_rounds": 2, "calls": 20, "flights": 50, "window": 16,
              "keys_per_call": 10, "batches": 5, "batch": 100},
     memory: {"few": 50_000, "many": 100_000},
+    mf: {"rows": 300, "cols": 200, "cells": 5000, "tests": 100, "rank": 8, "rounds": 2, "epochs": 3, "movielens": 0},
+    sampling: {"num_keys": 2000, "rounds": 2, "draws": 6400},
 }
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from lapse import hosts, ipc
+from lapse import control, hosts, ipc
 from lapse.cluster import Cluster, Failure, Scheduler, any_alive
 from lapse.config import Config
 from lapse.errors import LapseError, NodeFailure
@@ -717,8 +717,8 @@ def test_a_member_that_sends_garbage_is_named(start):
         dealer.linger = 0
         dealer.plain_username, dealer.plain_password = b"node", job.token.encode()
         dealer.connect(f"tcp://127.0.0.1:{job.port}")
-        dealer.send(json.dumps({"type": "join", "version": 1, "nodes": 1, "threads": 1, "host": "h", "place": "p", "pid": 1, "hint": None,
-                                "description": {}, "join_timeout": 10, "barrier_warning": 10}).encode())
+        dealer.send(control.encode("join", version=control.VERSION, nodes=1, threads=1, host="h", place="p", pid=1, hint=None,
+                                   description={}, join_timeout=10, barrier_warning=10))
         assert dealer.poll(PATIENCE * 1000)
         assert json.loads(dealer.recv())["type"] == "welcome"
         dealer.send(b'{"type": "arrive", "group": 7}')

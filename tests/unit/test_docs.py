@@ -21,7 +21,7 @@ if kind in ("asan", "tsan"):
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-FROM_ENVIRONMENT = {"role", "num_nodes", "root_host", "root_port", "token", "attempt", "rank_hint", "ipc_dir"}
+FROM_ENVIRONMENT = {"role", "num_nodes", "root_host", "root_port", "token", "keys", "attempt", "rank_hint", "ipc_dir"}
 PROGRAMS = {path.stem: path for path in sorted([*ROOT.glob("apps/*.py"), *ROOT.glob("tests/cluster/test_*.py")])
             if "__main__" in path.read_text(encoding="utf-8")}
 TESTS = [name for name, path in PROGRAMS.items() if path.parent.name == "cluster"]
@@ -137,6 +137,7 @@ def test_options_of_a_test_program(monkeypatch, name):
 
 def test_options_of_the_launcher(monkeypatch):
     launcher = sys.modules["lapse.launch"]      # (`lapse.launch` is the function)
+    monkeypatch.setattr(sys, "executable", "python")
     assert documented("The launcher") == options(catch(monkeypatch, lambda: launcher.main([])))
     assert "--num-workers" in section("docs/options.md", "The launcher")
 

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 
 pytest.importorskip("apps.kge._kernel", reason="the kernels are not built: make kernels")
-from apps.common.files import InputError  # noqa: E402
-from apps.kge import data, partition  # noqa: E402
-from apps.kge._ranking import count_ranks, pack, panels_for  # noqa: E402
-from apps.kge.checkpoints import Checkpoint, write_checkpoint  # noqa: E402
-from apps.kge.data import read_triples  # noqa: E402
-from apps.kge.evaluation import Evaluation, Known, summary  # noqa: E402
-from apps.kge.layout import Layout  # noqa: E402
+from apps.kge._ranking import count_ranks, pack, panels_for
 
-# --- files ----------------------------------------------------------------------------------------------------------------------------------
+from apps.common.files import InputError
+from apps.kge import data, partition
+from apps.kge.checkpoints import Checkpoint, write_checkpoint
+from apps.kge.data import read_triples
+from apps.kge.evaluation import Evaluation, Known, summary
+from apps.kge.layout import Layout
+
+# --- files -------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [b"0\t1\t2\n3\t0\t1\n", b"0 1 2\r\n3 0 1\r\n", b"\n 0\t1  2 \n\n3\t0\t1", b"00\t1\t2\n3\t0\t001\n\n"])
@@ -50,16 +51,16 @@ def test_what_is_no_triple(tmp_path, monkeypatch, line, what, block):
 
 def test_files_without_triples(tmp_path):
     (tmp_path / "train.del").write_text("\n\n")
-    with pytest.raises(InputError, match="train.del has no triples"):
+    with pytest.raises(InputError, match=r"train.del has no triples"):
         read_triples(tmp_path / "train.del", 9, 2)
-    with pytest.raises(InputError, match="none.del: No such file"):
+    with pytest.raises(InputError, match=r"none.del: No such file"):
         read_triples(tmp_path / "none.del", 9, 2)
     (tmp_path / "part.del").write_text("0\t0\t0\t4\n")
-    with pytest.raises(InputError, match="part.del:1: the line has worker 4, but there are 4"):
+    with pytest.raises(InputError, match=r"part.del:1: the line has worker 4, but there are 4"):
         read_triples(tmp_path / "part.del", 9, 2, 4)
 
 
-# --- partition ------------------------------------------------------------------------------------------------------------------------------
+# --- partition ---------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("nodes", "threads"), [(1, 1), (2, 1), (2, 2), (3, 4)])
 @pytest.mark.parametrize("skew", [0.0, 1.5])
@@ -86,7 +87,7 @@ def test_partition_file(tmp_path, capsys):
     assert partition.main([str(tmp_path / "none"), "2", "3"]) == 2 and "none/train.del: No such file" in capsys.readouterr().err
 
 
-# --- ranks ------------------------------------------------------------------------------------------------------------------------------------
+# --- ranks -------------------------------------------------------------------------------------------------------------------------------
 
 def ranks_by_hand(vectors, queries, targets, known):
     out = []
@@ -179,7 +180,7 @@ def test_known_entities():
     assert known.entities[begins[0]:ends[0]].tolist() == [0, 4]
 
 
-# --- checkpoints --------------------------------------------------------------------------------------------------------------------------------
+# --- checkpoints -------------------------------------------------------------------------------------------------------------------------
 
 def model(layout, seed=1):
     random = np.random.default_rng(seed)
@@ -208,17 +209,18 @@ def test_checkpoints(tmp_path, rescal):
         for found, right in zip(checkpoint.read(kind, begin, end, np.dtype("float64")), pull(kind, begin, end)):
             assert found.dtype == np.float64 and (found == right).all()
     for wrong, what in ((other, "its embed_dim is"), (Layout(1001, 7, layout.dim, rescal), "its num_entities is 1000, but here it is 1001"),
-                        (Layout(1000, 8, layout.dim, rescal), "its num_relations"), (Layout(1000, 7, layout.dim, not rescal), "its algorithm")):
+                        (Layout(1000, 8, layout.dim, rescal), "its num_relations"),
+                        (Layout(1000, 7, layout.dim, not rescal), "its algorithm")):
         with pytest.raises(InputError, match=what):
             Checkpoint(folder, wrong)
     with pytest.raises(InputError, match="no checkpoint"):
         Checkpoint(tmp_path, layout)
     (folder / "entities.npy").write_bytes((folder / "entities.npy").read_bytes()[:-1])
-    with pytest.raises(InputError, match="entities.npy is no complete array"):
+    with pytest.raises(InputError, match=r"entities.npy is no complete array"):
         Checkpoint(folder, layout)
     for text in "{", "[]", "{}", json.dumps({"version": 9, "epoch": 1}), json.dumps({"version": 1, "epoch": "1"}):
         (folder / "checkpoint.json").write_text(text)
-        with pytest.raises(InputError, match="its checkpoint.json is none of this"):
+        with pytest.raises(InputError, match=r"its checkpoint.json is none of this"):
             Checkpoint(folder, layout)
 
 

@@ -23,7 +23,7 @@ def some_triples(count=25, seed=1):
                     axis=1).astype(np.int32)
 
 
-# --- the same in NumPy --------------------------------------------------------------------------------------------------------------------
+# --- the same in NumPy -------------------------------------------------------------------------------------------------------------------
 
 def score(rescal, s, r, o):
     """The score of a triple, by the definition of the model."""
@@ -113,8 +113,9 @@ def trainers(serve):
             return keys if places is None else places[keys]
         server.enable_sampling_support(distribution=draw, min=0, max=layout.keys)
         kv = lapse.Worker(0, server)
-        trainer = kernel.Trainer(kv, rescal=rescal, double_precision=dtype == "float64", dim=dim, num_entities=ENTITIES, negatives=negatives,
-                                 eta=ETA, gamma_entity=GAMMA_E, gamma_relation=GAMMA_R, parts=parts, lines=layout.lines, places=places, **more)
+        trainer = kernel.Trainer(kv, rescal=rescal, double_precision=dtype == "float64", dim=dim, num_entities=ENTITIES,
+                                 negatives=negatives, eta=ETA, gamma_entity=GAMMA_E, gamma_relation=GAMMA_R, parts=parts,
+                                 lines=layout.lines, places=places, **more)
         random = np.random.default_rng(4)
         for kind, begin, end in layout.blocks():
             shape = (end - begin, dim * dim if kind and rescal else dim)
@@ -187,7 +188,7 @@ def test_far_parameters_come_last_but_nothing_is_lost(trainers):
 @pytest.mark.parametrize("rescal", [False, True])
 def test_the_gradient_is_the_derivative_of_the_loss(trainers, rescal):
     """One triple without negatives; out of AdaGrad's step the gradient is -change * sqrt(new sum) / eta."""
-    kv, trainer, model = trainers(6, rescal=rescal, negatives=0)
+    _kv, trainer, model = trainers(6, rescal=rescal, negatives=0)
     triple = np.array([[2, 1, 7]], dtype=np.int32)
     before = model()
     trainer.begin_epoch()

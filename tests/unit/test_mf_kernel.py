@@ -1,4 +1,5 @@
 """The training loop of the matrix factorization against the same in NumPy, on a node of one process."""
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ kernel = pytest.importorskip("apps.mf._kernel", reason="the kernels are not buil
 import lapse  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-NEXT = ("    cdef ", "    def ", "    # ---", "cdef ", "def ")      # what a method ends before
 ROWS, COLS, LAMBDA = 13, 7, 0.5
 
 
@@ -176,24 +176,60 @@ def test_after_the_shutdown_the_kernel_says_so(trainers):
     assert trainer.train(cells) < -1 and trainer.squares(cells) < -1 and trainer.norms(0, 3) < -1 and trainer.localize(0, 3) < -1
 
 
-def test_the_training_loop_calls_no_python(tmp_path):
-    """What runs for every cell is C: no line of its annotation is yellow but those that a Python caller reaches."""
+def scores(module, folder):
+    """Compile a module with annotations; return its lines, and the score of each that has C code: 0 is C that calls no Python."""
+    made = folder / f"{Path(module).stem}.c"
     done = subprocess.run([sys.executable, "-m", "cython", "-3", "-a", "-I", str(ROOT), "-X", "boundscheck=False", "-X", "wraparound=False",
-                           "-X", "cdivision=True", "-X", "initializedcheck=False", "-o", str(tmp_path / "k.c"), "apps/mf/_kernel.pyx"],
+                           "-X", "cdivision=True", "-X", "initializedcheck=False", "-o", str(made), module],
                           cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    html = (tmp_path / "k.html").read_text()
-    source = (ROOT / "apps/mf/_kernel.pyx").read_text().splitlines()
-    scores = {}
-    for piece in html.split('<pre class="cython line score-')[1:]:
+    found = {}
+    for piece in made.with_suffix(".html").read_text().split('<pre class="cython line score-')[1:]:
         score, rest = piece.split('"', 1)
-        number = int(rest.split("<span class=\"\">")[1].split("</span>")[0].strip("+ :").split(":")[0])
-        scores[number] = int(score)
+        found[int(rest.split('<span class="">')[1].split("</span>")[0].strip("+ :").split(":")[0])] = int(score)
+    return (ROOT / module).read_text().splitlines(), found
+
+
+def nogil_lines(lines):
+    """Return {name: line numbers} of what runs without the GIL: bodies of nogil functions, and of `with nogil` in others."""
+    found, name, inside = {}, "", None
+    for number, line in enumerate(lines, 1):
+        depth = len(line) - len(line.lstrip())
+        if not line.strip() or (inside is not None and line.lstrip().startswith(")")):
+            continue
+        if inside is not None and depth <= inside:
+            inside = None
+        if inside is not None:
+            found[name].append(number)
+        elif match := re.match(r"\s*(?:cdef|def) [^=]*?(\w+)\(", line):
+            name = match[1]
+        if inside is None and (line.endswith("nogil:") and not line.lstrip().startswith("#")):
+            inside = depth
+            found.setdefault(name, [])
+    return found
+
+
+@pytest.mark.parametrize(("module", "least", "needed"), [
+    ("apps/mf/_kernel.pyx", 150, {"update", "update_far", "shuffle", "shuffle_runs", "train", "train_groups", "keys_of", "localize_group",
+                                  "localize", "set_random", "squares", "norms", "train_arrays"}),
+    ("apps/mf/_cells.pyx", 100, {"parse_cells", "parse_numbers", "checksum", "count_shares", "scatter"})])
+def test_what_runs_for_every_cell_calls_no_python(tmp_path, module, least, needed):
+    """Reading, training and losses: no line of a loop without the GIL is yellow in the annotation."""
+    lines, score = scores(module, tmp_path)
+    loops = nogil_lines(lines)
+    assert needed <= set(loops), needed - set(loops)
     checked = 0
-    for name in ("update", "update_far", "shuffle", "keys_of", "localize_group", "row_key", "col_key"):
-        begin = next(i for i, line in enumerate(source) if line.startswith("    cdef ") and f" {name}(" in line)
-        end = next(i for i in range(begin + 1, len(source)) if source[i].startswith(NEXT))
-        for line in range(begin + 2, end + 1):
-            assert scores.get(line, 0) == 0, f"line {line} of the loop: {source[line - 1]}"
-            checked += line in scores
-    assert checked > 60
+    for name, numbers in loops.items():
+        assert numbers, name
+        for number in numbers:
+            assert score.get(number, 0) == 0, f"{module}:{number}: {name} is not C alone: {lines[number - 1]}"
+            checked += number in score
+    assert checked > least, checked
+
+
+def test_a_python_call_without_the_gil_is_seen(tmp_path):
+    """The check above, on a module that has one."""
+    path = tmp_path / "yellow.pyx"
+    path.write_text("cdef int add(int i) noexcept nogil:\n    i += 1\n    with gil:\n        print(i)\n    return i\n")
+    lines, score = scores(str(path), tmp_path)
+    assert nogil_lines(lines) == {"add": [2, 3, 4, 5]} and score[4] > 0

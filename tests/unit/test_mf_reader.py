@@ -273,15 +273,26 @@ def test_the_memory_does_not_grow_with_the_file(tmp_path):
         assert cells == count and kilobytes < 24 * 1024
 
 
+def test_a_cell_outside_in_a_cache_is_an_error(text):
+    """Whatever wrote it, with a right checksum: it must not be written to where no room is."""
+    with data.open_cells(text) as cells:
+        block = next(cells.blocks()).copy()
+        cells.blocks = lambda: iter([block])
+        for col in -1, 40:
+            block["col"][5] = col
+            with pytest.raises(ValueError, match="outside"):
+                load(cells, Layout(50, 40, 1), 0, 1, 40)
+
+
 def test_checksum_sees_each_bit_and_the_length():
     random_ = np.random.default_rng(3)
     content = random_.integers(0, 256, 100, dtype=np.uint8)
-    known = {checksum(content, bytes(32))}
+    known = {checksum(content, bytes(64))}
     for i in range(800):
         changed = content.copy()
         changed[i // 8] ^= 1 << i % 8
-        known.add(checksum(changed, bytes(32)))
-    known |= {checksum(content[:n], bytes(32)) for n in range(100)} | {checksum(np.append(content, np.uint8(0)), bytes(32))}
+        known.add(checksum(changed, bytes(64)))
+    known |= {checksum(content[:n], bytes(64)) for n in range(100)} | {checksum(np.append(content, np.uint8(0)), bytes(64))}
     assert len(known) == 902
 
 

@@ -15,7 +15,8 @@ if kind in ("asan", "tsan"):
     pytest.skip("greenlets move pieces of stack, which the sanitizers do not follow", allow_module_level=True)
 
 from lapse.testing import Result, Simulation, Violation, campaign
-from lapse.testing.simulation import FAULTS, fault_bits
+from lapse.testing._sim import Schedule
+from lapse.testing.simulation import FAULTS, SAMPLING, fault_bits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +59,24 @@ def test_other_shapes(shape):
     for mode in ("sync", "async"):
         for settings in ({"caches": True}, {"caches": False}, {"shared_memory": False}):
             assert find(40, [{**shape, **settings, "mode": mode}]) is None
+
+
+@pytest.mark.parametrize("scheme", SAMPLING[1:])
+def test_sampled_keys_are_pulled_like_others(scheme):
+    """The keys of half of the pulls are drawn by a scheme, caches on and off; they come in the same history."""
+    for settings in campaign.configurations(modes=["mixed"], nodes=[3], sampling=[scheme]):
+        assert find(15, [settings]) is None
+    sampled = Schedule(3, nodes=2, workers=2, keys=3, registers=1, ops=40, waits=50, caches=False, shared_memory=True, mixed_lengths=False,
+                       faults=0, network=0, max_steps=100_000, sampling=scheme)
+    assert sampled.run() == 0
+    assert sampled.sampled > 10
+    assert len(sampled.history()[0]) > sampled.sampled / 2
+
+
+@pytest.mark.parametrize("scheme", SAMPLING[1:])
+def test_a_fault_is_found_through_sampled_pulls(scheme):
+    settings = campaign.configurations(modes=["mixed"], caches=[False], shared_memory=[True], sampling=[scheme])
+    assert find(1000, settings, faults="drop_queue")
 
 
 # In synchronous operations no route can change while one is unanswered, so two of the faults need others.
@@ -129,7 +148,8 @@ def test_nothing_is_left_behind():
 
 @pytest.mark.parametrize("wrong", [
     {"seed": -1}, {"seed": 2**64}, {"nodes": 0}, {"nodes": 9}, {"workers": 0}, {"nodes": 8, "workers": 8}, {"keys": 0},
-    {"keys": 64, "registers": 1}, {"ops": -1}, {"mode": "fast"}, {"lengths": "long"}, {"faults": "none"}, {"faults": ["split_route", "x"]},
+    {"keys": 64, "registers": 1}, {"ops": -1}, {"mode": "fast"}, {"lengths": "long"}, {"sampling": "pool"},
+    {"faults": "none"}, {"faults": ["split_route", "x"]},
 ])
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError):

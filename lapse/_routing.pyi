@@ -1,0 +1,3 @@
+from lapse._node_state import NodeState
+
+class Router(NodeState): ...
