@@ -115,8 +115,8 @@ def test_going_on_equals_going_through(jobs, tmp_path, algorithm):
     for path in (tmp_path / "a/epoch-4").iterdir():
         assert path.read_bytes() == (tmp_path / "b/epoch-4" / path.name).read_bytes()
     # the same model on other nodes, and in another number type
-    again = jobs.launch(2, PROGRAM, "--dataset", TOY, *SIZE, "--embed_dim", 10, "--algorithm", algorithm, "--eval_initial", 1, "--num_epochs",
-                        0, "--init_model", tmp_path / "a/epoch-4", "--dtype", "float64")
+    again = jobs.launch(2, PROGRAM, "--dataset", TOY, *SIZE, "--embed_dim", 10, "--algorithm", algorithm, "--eval_initial", 1,
+                        "--num_epochs", 0, "--init_model", tmp_path / "a/epoch-4", "--dtype", "float64")
     assert ranks(again)[4] == pytest.approx(ranks(through)[4], abs=2e-3)
 
 
@@ -193,8 +193,9 @@ def test_bad_input_is_one_sentence(jobs, data, case):
 @pytest.mark.parametrize(("options", "what"), [
     ("--eta 0", "not above 0"), ("--eta -1", "not above 0"), ("--embed_dim 0", "too small"), ("--embed_dim 7", "has to be even"),
     ("--algorithm TransE", "is no algorithm"), ("--eval_freq 0", "too small"), ("--gamma_entity -1", "not above 0"),
-    ("--replicate 5", "reserved"), ("--dtype int32", "invalid choice"), ("--sampling.scheme best", "no sampling scheme"), ("--dataset=", "--dataset is needed"),
-    ("--write_end_checkpoint 1", "needs the folder"), ("--max_N 0", "too small"), ("--num_entities 0", "too small")])
+    ("--replicate 5", "reserved"), ("--dtype int32", "invalid choice"), ("--sampling.scheme best", "no sampling scheme"),
+    ("--dataset=", "--dataset is needed"), ("--write_end_checkpoint 1", "needs the folder"),
+    ("--max_N 0", "too small"), ("--num_entities 0", "too small")])
 def test_a_wrong_option_is_refused(jobs, options, what):
     result = jobs.run(sys.executable, PROGRAM, "--dataset", TOY, *SIZE, *ALONE, "--num_epochs", 1, *options.split())
     assert result.code == 2 and what in result.text and "Traceback" not in result.text, result.text
@@ -203,7 +204,7 @@ def test_a_wrong_option_is_refused(jobs, options, what):
 def test_a_checkpoint_of_another_model(jobs, tmp_path):
     command = [sys.executable, PROGRAM, "--dataset", TOY, *ALONE, "--num_epochs", 1, "--eval_freq", -1]
     assert jobs.run(*command, *SIZE, "--write_embeddings", tmp_path).code == 0
-    for options, what in (("--algorithm RESCAL", "its algorithm is ComplEx, but here it is RESCAL"), 
+    for options, what in (("--algorithm RESCAL", "its algorithm is ComplEx, but here it is RESCAL"),
                           ("--embed_dim 12", "its embed_dim is 10"), ("--num_entities 281", "its num_entities is 280, but here it is 281")):
         result = jobs.run(*command, *SIZE, "--init_model", tmp_path / "epoch-1", *options.split())
         assert result.code == 2 and what in result.text and "Traceback" not in result.text, result.text

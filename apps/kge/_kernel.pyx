@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from apps.kge._arithmetic cimport CHUNK, arithmetic, arithmetic_t, step_t
-from lapse cimport DONE, Key, Timestamp, Worker, prefetch_row, prefetch_slot
+from lapse cimport DONE, Key, Timestamp, Worker, look, prefetch_row, prefetch_slot, sight_t
 
 cdef enum:
     LOOK = 16                   # triples between two looks at the clock
@@ -44,6 +44,8 @@ cdef class Trainer:
         int parts, lines, negatives, chunk, group, ahead
         Key relation_key                # of relation 0
         const Key* places
+        sight_t sight                   # of the node's rows, for hints to the processor
+        bint sees
         step_t step, step_of_all        # with the regularization of one score, and of those of a triple
         char* memory                    # owned; everything below points into it
         char* before                    # copies of subject, object, relation
@@ -183,9 +185,9 @@ cdef class Trainer:
                 if n + m > self.chunk or at + n == all_:
                     break
                 n += m
-            if coming != NULL:
+            if coming != NULL and self.sees:
                 for i in range(n):
-                    prefetch_row(self.worker, coming[at + i], self.row)
+                    prefetch_row(&self.sight, coming[at + i], self.row)
             rc = self.worker.acquire(keys + at, n, rows)
             if rc < 0:
                 return rc
@@ -333,9 +335,9 @@ cdef class Trainer:
         if self.negatives == 0:
             return 0
         rc = self.worker.draw_sample(handle, keys, 2 * self.negatives)
-        if rc == 0:
+        if rc == 0 and self.sees:
             for i in range(2 * self.negatives):
-                prefetch_slot(self.worker, keys[i])
+                prefetch_slot(&self.sight, keys[i])
         return rc
 
     def skip_draws(self, int64_t triples):
@@ -361,6 +363,7 @@ cdef class Trainer:
         cdef Key* next_ = self.drawn + 2 * self.negatives
         cdef Key* kept
         with nogil:
+            self.sees = look(self.worker, &self.sight)
             for i in range(n):
                 if self.deadline != FOREVER and i % LOOK == 0 and now() >= self.deadline:
                     self.out_of_time = True
