@@ -14,6 +14,7 @@ pykeen (a folder of .del files): triples_per_cpu_s; mrr, mr, hits_at_1, hits_at_
 evaluate_embeddings (a folder of .del files, entities.npy, relations.npy): the same measures of a ComplEx model; a row of an array is the
     real half, then the imaginary half.
 torchbiggraph (a folder of .del files): triples_per_cpu_s, and the same measures.
+torch_rescal (a folder with train.del): triples_per_cpu_s, loss.
 cornac, surprise, libmf (a folder with train.mmc and test.mmc, of the ratings themselves: cornac and surprise learn biases, LIBMF factorizes
     them as they are): updates_per_cpu_s, rmse.
 """
@@ -49,6 +50,7 @@ PEERS = {                           # peer: its environment, its script
     "pykeen": ("pykeen", "complex.py"),
     "evaluate_embeddings": ("pykeen", "ranks.py"),
     "torchbiggraph": ("torchbiggraph", "biggraph.py"),
+    "torch_rescal": ("pykeen", "rescal.py"),
     "cornac": ("cornac", "cornac_mf.py"),
     "surprise": ("surprise", "surprise_svd.py"),
     "libmf": ("libmf", "libmf_mf.py"),
