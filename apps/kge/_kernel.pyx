@@ -42,6 +42,7 @@ cdef class Trainer:
         bint rescal, async_push, localize_relations
         size_t dim, item, row           # row: bytes of an entity's parameter
         int parts, lines, negatives, chunk, group, ahead
+        int together, ring              # triples that are prepared together; such lots under way, at most
         Key relation_key                # of relation 0
         const Key* places
         sight_t sight                   # of the node's rows, for hints to the processor
@@ -57,7 +58,7 @@ cdef class Trainer:
         Key* drawn                      # of this triple and the next: groups of keys in place of the subject, and of the object
         Key* far_keys
         int* far_sides                  # 1: in place of the subject
-        Key* ahead_keys                 # of one triple
+        Key* ahead_keys                 # of the triples that are prepared together
         int64_t* handles                # of the samples under way
         bint* copied                    # which parts of the relation lie in `relation`
         int64_t deadline, budget
@@ -68,9 +69,9 @@ cdef class Trainer:
 
     def __cinit__(self, Worker worker not None, *, bint rescal, bint double_precision, int dim, Key num_entities, int negatives,
                   double eta, double gamma_entity, double gamma_relation, int group=1, int parts=1, int lines=1, places=None,
-                  int ahead=0, bint async_push=False, bint localize_relations=True, int instructions=2):
+                  int ahead=0, int together=1, bint async_push=False, bint localize_relations=True, int instructions=2):
         """negatives: corrupted triples per side. group: how many of a side are one step. ahead: triples ahead of which parameters
-        are localized and samples prepared. localize_relations: that includes relations. instructions: 0 for those that any
+        are localized and samples prepared, for so many `together`. localize_relations: that includes relations. instructions: 0 for those that any
         processor has."""
         cdef const Key[::1] view
         cdef size_t size, rows = 2 * <size_t>negatives, part
@@ -81,6 +82,7 @@ cdef class Trainer:
         self.step.gamma_entity, self.step.gamma_relation = gamma_entity, gamma_relation
         self.step_of_all.gamma_entity, self.step_of_all.gamma_relation = (1 + negatives) * gamma_entity, (1 + 2 * negatives) * gamma_relation
         self.relation_key, self.ahead, self.async_push, self.localize_relations = num_entities, ahead, async_push, localize_relations
+        self.together, self.ring = max(1, together), max(ahead, 1) // max(1, together) + 2
         self.chunk = max(1, min(<int>CHUNK, HELD // dim))
         self.group = max(1, min(negatives, self.chunk if rescal else min(group, self.chunk)))
         self.deadline = self.budget = FOREVER
@@ -89,15 +91,15 @@ cdef class Trainer:
             self.places = &view[0]
         part = 2 * self.dim * lines * self.item if rescal else 0
         size = (6 + WORK // 2 + 2 * rows) * self.row + part * (parts + 1)
-        size += (3 * rows + 2 + parts) * sizeof(Key) + (ahead + 2) * sizeof(int64_t) + parts * sizeof(bint) + rows * sizeof(int)
+        size += (3 * rows + (2 + parts) * self.together) * sizeof(Key) + self.ring * sizeof(int64_t) + parts * sizeof(bint) + rows * sizeof(int)
         self.memory = <char*>calloc(size, 1)
         if self.memory == NULL:
             raise MemoryError("a worker's tables")
         self.drawn = <Key*>self.memory
         self.far_keys = self.drawn + 2 * rows
         self.ahead_keys = self.far_keys + rows
-        self.handles = <int64_t*>(self.ahead_keys + 2 + parts)
-        self.before = <char*>(self.handles + ahead + 2)
+        self.handles = <int64_t*>(self.ahead_keys + (2 + parts) * self.together)
+        self.before = <char*>(self.handles + self.ring)
         self.three = self.before + 3 * self.row
         self.work = self.three + 3 * self.row
         self.far = self.work + WORK // 2 * self.row
@@ -114,6 +116,12 @@ cdef class Trainer:
 
     # --- one triple -----------------------------------------------------------------------------------------------------------------
 
+    cdef inline void call_back(self, const Key* keys, int n) noexcept nogil:
+        """Where parameters are localized ahead: localize again those that another node has taken in between. The pull that comes next
+        waits for them, and what follows finds them here."""
+        if self.ahead:
+            self.worker.localize(keys, n)       # what goes wrong, the next call says
+
     cdef int fetch(self, const Key* keys, int n) noexcept nogil:
         """Copy up to three rows to `before` and `three`; 0 or what went wrong."""
         cdef void* rows[3]
@@ -126,6 +134,9 @@ cdef class Trainer:
                 memcpy(self.before + i * self.row, rows[i], self.row)
         self.worker.release(0)
         if rc < n:
+            for i in range(n):
+                if rows[i] == NULL:
+                    self.call_back(keys + i, 1)
             for i in range(n):
                 under_way[i] = self.worker.pull(keys + i, 1, self.before + i * self.row) if rows[i] == NULL else DONE
             for i in range(n):
@@ -208,6 +219,7 @@ cdef class Trainer:
             at += n
         if far == 0:
             return 0
+        self.call_back(self.far_keys, far)
         rc = self.worker.wait(self.worker.pull(self.far_keys, far, self.far))
         if rc < 0:
             return rc
@@ -243,6 +255,7 @@ cdef class Trainer:
             self.copied[i] = rc == 0
             if rc == 0:
                 row = self.relation + i * part
+                self.call_back(&key, 1)
                 rc = self.worker.wait(self.worker.pull(&key, 1, row))
                 if rc < 0:
                     return rc
@@ -315,20 +328,22 @@ cdef class Trainer:
         self.trained, self.loss = 0, 0
         self.deadline = FOREVER if seconds is None else now() + <int64_t>(seconds * 1e9)
 
-    cdef int64_t prepare(self, const int32_t* triple) noexcept nogil:
-        """Localize what a triple needs, and prepare its samples; a handle or what went wrong."""
-        cdef int n = 2, i
+    cdef int64_t prepare(self, const int32_t* triples, int count) noexcept nogil:
+        """Localize what some triples need, and prepare their samples; a handle or what went wrong."""
+        cdef int n = 0, i, part
         cdef Timestamp ts
         if self.ahead:
-            self.ahead_keys[0], self.ahead_keys[1] = self.key(triple[0]), self.key(triple[2])
-            if self.localize_relations:
-                for i in range(self.parts):
-                    self.ahead_keys[n] = self.key(self.relation_key + <Key>triple[1] * self.parts + i)
-                    n += 1
+            for i in range(count):
+                self.ahead_keys[n], self.ahead_keys[n + 1] = self.key(triples[3 * i]), self.key(triples[3 * i + 2])
+                n += 2
+                if self.localize_relations:
+                    for part in range(self.parts):
+                        self.ahead_keys[n] = self.key(self.relation_key + <Key>triples[3 * i + 1] * self.parts + part)
+                        n += 1
             ts = self.worker.localize(self.ahead_keys, n)
             if ts < DONE:
                 return ts
-        return self.worker.prepare_sample(2 * self.negatives) if self.negatives else 0
+        return self.worker.prepare_sample(2 * <int64_t>self.negatives * count) if self.negatives else 0
 
     cdef int draw(self, int64_t handle, Key* keys) noexcept nogil:
         cdef int i, rc
@@ -355,9 +370,8 @@ cdef class Trainer:
 
     def train(self, const int32_t[:, ::1] triples):
         """Train on these triples in this order, or as many as the epoch has room for; 0, or the code of what went wrong."""
-        cdef Py_ssize_t n = min(<int64_t>len(triples), self.budget), i, coming = 0
-        cdef int ring = max(self.ahead, 1) + 1
-        cdef int rc = 0
+        cdef Py_ssize_t n = min(<int64_t>len(triples), self.budget), i, coming = 0, before = self.trained
+        cdef int together = self.together, least = max(self.ahead, 1), ring = self.ring, rc = 0
         cdef int64_t handle = 0
         cdef Key* drawn = self.drawn
         cdef Key* next_ = self.drawn + 2 * self.negatives
@@ -368,32 +382,33 @@ cdef class Trainer:
                 if self.deadline != FOREVER and i % LOOK == 0 and now() >= self.deadline:
                     self.out_of_time = True
                     break
-                while coming < n and coming < i + ring:
-                    handle = self.prepare(&triples[coming, 0])
+                while coming < n and coming <= i + least:       # together * k triples have been prepared, in k samples
+                    handle = self.prepare(&triples[coming, 0], min(together, n - coming))
                     if handle < 0:
                         break
-                    self.handles[coming % ring] = handle
-                    coming += 1
+                    self.handles[coming // together % ring] = handle
+                    coming += together
                 if handle < 0:
                     rc = <int>handle
                     break
                 if i == 0:
                     rc = self.draw(self.handles[0], drawn)
                 if rc == 0 and i + 1 < n:
-                    rc = self.draw(self.handles[(i + 1) % ring], next_)
+                    rc = self.draw(self.handles[(i + 1) // together % ring], next_)
                 if rc == 0:
                     rc = self.train_triple(&triples[i, 0], drawn, next_ if i + 1 < n else NULL)
                 if rc < 0:
                     break
-                if self.negatives:
-                    self.worker.finish_sample(self.handles[i % ring])
+                if self.negatives and ((i + 1) % together == 0 or i + 1 == n):
+                    self.worker.finish_sample(self.handles[i // together % ring])
                 kept = drawn
                 drawn = next_
                 next_ = kept
                 self.trained += 1
-            if self.negatives:
-                for i in range(self.trained, coming):       # nobody wants these any more
-                    self.worker.finish_sample(self.handles[i % ring])
-        self.budget -= self.trained
+            if self.negatives:                          # nobody wants these any more
+                i = (self.trained - before) // together * together
+                while i < coming and self.trained - before < n:
+                    self.worker.finish_sample(self.handles[i // together % ring])
+                    i += together
+        self.budget -= self.trained - before
         return rc
-

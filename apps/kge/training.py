@@ -64,6 +64,13 @@ class Trained:
     stopped: bool = False               # --max_runtime has passed
 
 
+def _together(args):
+    """For how many triples parameters are localized and samples prepared in one go, at least --localize_parameters_ahead triples ahead."""
+    if not args.sampling_with_replacement:
+        return 1                        # no repetition within a triple, rather than within several
+    return min(max(1, args.localize_parameters_ahead // 2), 64)
+
+
 class _Worker:
     def __init__(self, kv, server, me, args, layout, workers, triples, evaluation):
         self.kv, self.server, self.me, self.args, self.layout, self.workers = kv, server, me, args, layout, workers
@@ -72,8 +79,8 @@ class _Worker:
         self.trainer = Trainer(kv, rescal=layout.rescal, double_precision=self.dtype == np.float64, dim=layout.dim,
                                num_entities=layout.entities, negatives=args.neg_ratio, eta=args.eta, gamma_entity=args.gamma_entity,
                                gamma_relation=args.gamma_relation, group=args.group, parts=layout.parts, lines=layout.lines,
-                               places=layout.places, ahead=args.localize_parameters_ahead, async_push=args.async_push,
-                               localize_relations=not args.localize_relations_initial)
+                               places=layout.places, ahead=args.localize_parameters_ahead, together=_together(args),
+                               async_push=args.async_push, localize_relations=not args.localize_relations_initial)
         self.exchange = Exchange(kv, me, workers, layout.keys, 2 * layout.dim, self.dtype, SUMS)
 
     def check(self, result):

@@ -161,7 +161,8 @@ def test_groups_of_negatives(trainers, group, negatives):
 
 
 @pytest.mark.parametrize("rescal", [False, True])
-@pytest.mark.parametrize("more", [{"places": True}, {"ahead": 3}, {"ahead": 100, "localize_relations": False}], ids=str)
+@pytest.mark.parametrize("more", [{"places": True}, {"ahead": 3}, {"ahead": 10, "together": 5}, {"ahead": 3, "together": 7},
+                                  {"ahead": 100, "together": 50, "localize_relations": False}], ids=str)
 def test_ways_to_find_parameters(trainers, rescal, more):
     if "places" in more:
         more = {"places": np.random.default_rng(2).permutation(ENTITIES + RELATIONS * (2 if rescal else 1)).astype(np.int64)}
@@ -234,7 +235,7 @@ def test_extreme_scores_have_finite_losses_and_nan_shows(trainers):
 
 
 def test_an_epoch_ends_early(trainers):
-    _, trainer, _ = trainers(4, ahead=5)
+    _, trainer, _ = trainers(4, ahead=5, together=4)
     triples = some_triples()
     trainer.begin_epoch(17)
     trainer.train(triples[:10])
@@ -302,7 +303,7 @@ def test_the_training_loop_calls_no_python(tmp_path):
         number = int(rest.split("<span class=\"\">")[1].split("</span>")[0].strip("+ :").split(":")[0])
         scores[number] = int(score_)
     checked = 0
-    for name in ("fetch", "give_back", "push_change", "train_group", "corrupt", "size_of", "rescal_forward", "rescal_backward",
+    for name in ("call_back", "fetch", "give_back", "push_change", "train_group", "corrupt", "size_of", "rescal_forward", "rescal_backward",
                  "train_triple", "prepare", "draw"):
         begin = next(i for i, line in enumerate(source) if line.startswith("    cdef ") and f" {name}(" in line)
         end = next(i for i in range(begin + 1, len(source)) if source[i].startswith(NEXT))
