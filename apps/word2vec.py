@@ -17,7 +17,7 @@ import numpy as np
 
 import lapse
 from apps.common.exchange import Exchange
-from apps.common.files import InputError, check_folder
+from apps.common.files import InputError, check_file, check_folder
 from apps.common.program import Report, peak_memory, run_application
 from apps.w2v.output import read_checkpoint, write_checkpoint, write_vectors
 from apps.w2v.text import build_vocabulary, open_text, read_vocabulary, write_vocabulary
@@ -167,11 +167,13 @@ def prepare(args):
     if lapse.is_scheduler():
         lapse.scheduler(num_keys, args.num_threads)
         return None
-    for option, wanted, folder in (("--output_file", args.write_results, Path(args.output_file).parent),
-                                   ("--checkpoint", args.checkpoint, args.checkpoint),
-                                   ("--vocab_save", args.vocab_save, Path(args.vocab_save or "").parent)):
+    for option, wanted, path in (("--output_file", args.write_results, args.output_file),
+                                 ("--vocab_save", args.vocab_save, args.vocab_save)):
         if wanted:
-            check_folder(option, folder)
+            check_folder(option, Path(path).parent)
+            check_file(option, path)
+    if args.checkpoint:
+        check_folder("--checkpoint", args.checkpoint)
     paths = input_paths(args, config)
     for path in paths:
         open_text(path).close()

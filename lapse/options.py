@@ -137,7 +137,7 @@ def program_parser(prog, description):
     system.add_argument("--sys.zmq_threads", "--sys.nw_threads", dest="sys_zmq_threads", type=positive_int, default=1,
                         metavar="N", help="ZeroMQ I/O threads")
     system.add_argument("--sys.stats.out", dest="sys_stats_out", default="", metavar="FOLDER",
-                        help="folder for statistics: locality per key, relocations")
+                        help="folder for stats.json: accesses by where keys were, relocations")
     system.add_argument("--sys.trace.keys", dest="sys_trace_keys", type=_trace_keys, default="", metavar="KEYS",
                         help="keys whose relocations are logged: 12,3421 or all or random-10-seed-7-range-0-100")
     sampling = parser.add_argument_group("sampling options")
