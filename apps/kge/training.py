@@ -18,7 +18,7 @@ from apps.kge.evaluation import METRICS, summary
 __all__ = ["SPLITS", "SUMS", "Diverged", "EpochResult", "Trained", "run_worker"]
 
 SPLITS = ("train", "valid", "test")
-SUMS = ("loss", "triples", "seconds", "cpu_seconds", "stop", "local", "accesses", "relocations", "evaluation_seconds",
+SUMS = ("loss", "triples", "seconds", "cpu_seconds", "stop", "local", "remote", "accesses", "relocations", "evaluation_seconds",
         *(f"{split}_{name}" for split in SPLITS for name in ("ranks", *METRICS)))
 START = 1e-6                    # of the AdaGrad sums
 
@@ -38,7 +38,8 @@ class EpochResult:
     triples_per_second: float = 0.0
     triples_per_cpu_second: float = 0.0     # of the worker threads
     loss: float = math.nan
-    local_share: float = 1.0            # of the parameters that were used in training
+    local_share: float = 1.0            # of the parameters that were used in training: found here at once
+    remote_share: float = 0.0           # another node had to be asked; the rest was on its way here
     relocations: int = 0
     evaluation_seconds: float = 0.0
     metrics: dict = field(default_factory=dict)
@@ -68,7 +69,7 @@ def _together(args):
     """For how many triples parameters are localized and samples prepared in one go, at least --localize_parameters_ahead triples ahead."""
     if not args.sampling_with_replacement:
         return 1                        # no repetition within a triple, rather than within several
-    return min(max(1, args.localize_parameters_ahead // 2), 64)
+    return min(max(1, args.localize_parameters_ahead // 5), 64)
 
 
 class _Worker:
@@ -132,6 +133,7 @@ class _Worker:
         if self.first_of_node:
             after = self.server.stats()
             told["local"] = (after.pulled.local + after.pushed.local) - (before.pulled.local + before.pushed.local)
+            told["remote"] = (after.pulled.remote + after.pushed.remote) - (before.pulled.remote + before.pushed.remote)
             told["accesses"] = (after.pulled.total + after.pushed.total) - (before.pulled.total + before.pushed.total)
             told["relocations"] = after.relocated_in - before.relocated_in
         return told
@@ -155,6 +157,7 @@ def _result(epoch, told, args, splits, started):
         result.triples_per_cpu_second = float(triples / max(told["cpu_seconds"].sum(), 1e-9))
         result.loss = float(told["loss"].sum() / (triples * (1 + 2 * args.neg_ratio)))
         result.local_share = float(told["local"].sum() / accesses) if accesses else 1.0
+        result.remote_share = float(told["remote"].sum() / accesses) if accesses else 0.0
         result.relocations = int(told["relocations"].sum())
         if not math.isfinite(result.loss):
             raise Diverged(f"the embeddings have diverged in epoch {epoch} (the loss is {result.loss}); a smaller --eta than {args.eta:g} "
