@@ -34,7 +34,7 @@ SYNTHETIC = ["--num_entities", ENTITIES, "--num_relations", RELATIONS, "--embed_
              "--read_partitioned_dataset", 0]
 AHEAD = ["--sampling.scheme", "preloc", "--localize_parameters_ahead", 10, "--async_push", 1]
 ON_UMLS = ["--embed_dim", 100, "--num_epochs", 60, "--eval_freq", 60, "--eta", 0.05, "--init_scale", 0.1, "--eval_truncate_tr", 1]
-ON_WORDNET = ["--embed_dim", 100, "--neg_ratio", 10, "--gamma_entity", 0.01, "--gamma_relation", 0, "--init_scale", 0.3,
+ON_WORDNET = ["--embed_dim", 100, "--neg_ratio", 10, "--gamma_entity", 0.01, "--gamma_relation", 0, "--init_scale", 0.05,
               "--eval_truncate_tr", 1, "--eval_truncate_va", 1]
 
 
@@ -154,7 +154,8 @@ def wordnet_rows(rounds, epochs, slow):
         for peer, speeds in theirs.items():
             if number == 0 or (peer == "torchbiggraph") or not slow:
                 progress(f"kge: WordNet, {peer}, round {number + 1} of {rounds}")
-                answers[peer] = peers.run(peer, WORDNET, dim=100, epochs=epochs if peer == "torchbiggraph" or slow else 1, seed=number + 1)
+                answers[peer] = peers.run(peer, WORDNET, dim=100, epochs=epochs if peer == "torchbiggraph" or slow else 1,
+                                          seed=number + 1, **({"weight": 0} if peer == "pykeen" else {}))
                 speeds.append(answers[peer]["triples_per_cpu_s"])
         progress(f"kge: WordNet, ours, round {number + 1} of {rounds}")
         found, _, cpu = run_program(1, WORDNET, *size_of(WORDNET), *ON_WORDNET, "--num_epochs", epochs, "--eval_freq", epochs, "--seed",
