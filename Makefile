@@ -110,7 +110,7 @@ build/stamps/lapse: $(shell find lapse -name '*.pyx' -o -name '*.pxd') setup.py 
 	@touch $@
 
 define kernel_rule
-$(call stamp,$(1)): $(wildcard $(1)/*.pyx $(1)/*.pxd) build/stamps/lapse
+$(call stamp,$(1)): $(wildcard $(1)/*.pyx $(1)/*.pxd apps/common/*.pxd) build/stamps/lapse
 	LAPSE_ROOTS=$(1) "$$(PYTHON)" setup.py --quiet build_ext --inplace
 	@touch $$@
 endef

@@ -9,7 +9,6 @@ data, others take the place of its subject and its object (negative sampling). T
 """
 import argparse
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import lapse
 from apps.common.exchange import Exchange
 from apps.common.files import InputError, check_folder
-from apps.common.program import Report, peak_memory, run_application
+from apps.common.program import Report, log_peak_memory, run_application, say_end, set_up
 from apps.kge.checkpoints import Checkpoint, write_checkpoint
 from apps.kge.data import partitioned_name, read_triples
 from apps.kge.evaluation import Evaluation
@@ -36,7 +35,6 @@ from lapse.options import (
     program_parser,
     sampling_settings,
     seconds,
-    system_settings,
 )
 from lapse.program import run_program, run_workers
 
@@ -201,11 +199,9 @@ def run_node(args, layout, train, places, evaluation, checkpoint, config):
             return trained
 
         trained = run_workers(threads, work)[0]
-        log.info("node %d had at most %.0f MiB in memory", rank, peak_memory() / 2**20)
+        log_peak_memory(log, rank)
     if rank == 0:
-        last = trained.epochs[-1]
-        sys.stdout.write(f"{NAME}: {'stopped by --max_runtime' if trained.stopped else 'OK'} ({server.num_nodes} nodes x {threads} "
-                         f"workers, {last.epoch} epochs, {last.total_seconds:.2f} s)\n")
+        say_end(NAME, trained, server.num_nodes, threads)
     return 0
 
 
@@ -218,9 +214,7 @@ def prepare(args):
     config = Config.make(1, args.num_threads)
     layout = make_layout(args)
     num_keys = layout.keys + exchange_keys(args, layout, config.num_nodes * args.num_threads)
-    lapse.setup(num_keys, args.num_threads, **system_settings(args))
-    if lapse.is_scheduler():
-        lapse.scheduler(num_keys, args.num_threads)
+    if not set_up(num_keys, args):
         return None
     began = time.monotonic()
     train, places = read_train(args, config.num_nodes)

@@ -7,7 +7,6 @@ keeps; the columns' parameters relocate. dsgd: rounds in which every worker has 
     python tracker/dmlc_local.py -s 2 build/apps/matrix_factorization --dataset apps/data/mf/ -r 2 --num_rows 6 --num_cols 4 --epochs 10
 """
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 import lapse
 from apps.common.exchange import Exchange
 from apps.common.files import InputError, check_file, check_folder
-from apps.common.program import Report, peak_memory, run_application
+from apps.common.program import Report, log_peak_memory, run_application, say_end, set_up
 from apps.mf.data import open_cells, read_size
 from apps.mf.layout import Layout, Share, load
 from apps.mf.output import OUTPUTS, read_factors, write_factors
@@ -32,7 +31,6 @@ from lapse.options import (
     positive_int,
     program_parser,
     seconds,
-    system_settings,
 )
 from lapse.program import run_program, run_workers
 
@@ -141,11 +139,9 @@ def run_node(args, train_cells, test_cells, layout, factors, config):
             return trained
 
         trained = run_workers(threads, work)[0]
-        log.info("node %d had at most %.0f MiB in memory", rank, peak_memory() / 2**20)
+        log_peak_memory(log, rank)
     if rank == 0:
-        last = trained.epochs[-1]
-        sys.stdout.write(f"{NAME}: {'stopped by --max_runtime' if trained.stopped else 'OK'} ({server.num_nodes} nodes x {threads} "
-                         f"workers, {last.epoch} epochs, {last.total_seconds:.2f} s)\n")
+        say_end(NAME, trained, server.num_nodes, threads)
     return 0
 
 
@@ -157,9 +153,7 @@ def prepare(args):
     config = Config.make(1, args.num_threads)
     layout = Layout(size.rows, size.cols, config.num_nodes * args.num_threads)
     num_keys = layout.keys + Exchange.num_keys(layout.workers, args.rank, SUMS)
-    lapse.setup(num_keys, args.num_threads, **system_settings(args))
-    if lapse.is_scheduler():
-        lapse.scheduler(num_keys, args.num_threads)
+    if not set_up(num_keys, args):
         return None
     if args.output:
         check_folder("--output", args.output)

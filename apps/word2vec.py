@@ -9,7 +9,6 @@ Compositionality, NIPS 2013, and their C program.
         --input_file apps/data/lm/small.txt --num_iterations 4 --window 2 --localize_pos 1 --data_words 10000
 """
 import logging
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import lapse
 from apps.common.exchange import Exchange
 from apps.common.files import InputError, check_file, check_folder
-from apps.common.program import Report, peak_memory, run_application
+from apps.common.program import Report, log_peak_memory, run_application, say_end, set_up
 from apps.w2v.output import read_checkpoint, write_checkpoint, write_vectors
 from apps.w2v.text import build_vocabulary, open_text, read_vocabulary, write_vocabulary
 from apps.w2v.training import SUMS, Job, run_worker
@@ -34,7 +33,6 @@ from lapse.options import (
     program_parser,
     sampling_settings,
     seconds,
-    system_settings,
 )
 from lapse.program import run_program, run_workers
 
@@ -128,11 +126,9 @@ def run_node(args, vocabulary, places, paths, checkpoint):
 
         trained = run_workers(threads, work)[0]
         text.close()
-        log.info("node %d had at most %.0f MiB in memory", rank, peak_memory() / 2**20)
+        log_peak_memory(log, rank)
     if rank == 0:
-        last = trained.epochs[-1] if trained.epochs else None
-        sys.stdout.write(f"{NAME}: {'stopped by --max_runtime' if trained.stopped else 'OK'} ({server.num_nodes} nodes x {threads} "
-                         f"workers, {len(trained.epochs)} epochs, {last.total_seconds if last else 0:.2f} s)\n")
+        say_end(NAME, trained, server.num_nodes, threads)
     return 0
 
 
@@ -163,9 +159,7 @@ def prepare(args):
     config = Config.make(1, args.num_threads)
     workers = config.num_nodes * args.num_threads
     num_keys = args.num_keys + Exchange.num_keys(workers, args.embed_dim, SUMS)
-    lapse.setup(num_keys, args.num_threads, **system_settings(args))
-    if lapse.is_scheduler():
-        lapse.scheduler(num_keys, args.num_threads)
+    if not set_up(num_keys, args):
         return None
     for option, wanted, path in (("--output_file", args.write_results, args.output_file),
                                  ("--vocab_save", args.vocab_save, args.vocab_save)):

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_programs import ROOT, Jobs
+from launched import ROOT
 
 pytest.importorskip("apps.kge._kernel", reason="the kernels are not built: make kernels")
 
@@ -17,15 +17,6 @@ SIZE = ["--num_entities", 280, "--num_relations", 112]
 ALONE = ["--read_partitioned_dataset", 0, "-t", 1]
 MRR = re.compile(r"epoch (\d+): (train|valid|test): MRR (\S+) MR (\S+) hits@1/3/10 (\S+) (\S+) (\S+); raw MRR (\S+)")
 LOSS = re.compile(r"epoch (\d+): .* loss ([^ ,]+), (\S+) % local")
-
-
-@pytest.fixture
-def jobs():
-    jobs = Jobs()
-    yield jobs
-    processes, files = jobs.close()
-    assert not processes, f"left behind: {processes}"
-    assert not files, f"left behind: {files}"
 
 
 @pytest.fixture

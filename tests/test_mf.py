@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_programs import ROOT, Jobs
+from launched import ROOT
 
 pytest.importorskip("apps.mf._kernel", reason="the kernels are not built: make kernels")
 
@@ -14,15 +14,6 @@ PROGRAM = "apps/matrix_factorization.py"
 TOY = ROOT / "apps/data/mf"
 RATINGS = ROOT / "apps/data/ratings"
 EPOCH = re.compile(r"epoch (\d+):.* loss (\S+) train (\S+) test, RMSE (\S+) train (\S+) test")
-
-
-@pytest.fixture
-def jobs():
-    jobs = Jobs()
-    yield jobs
-    processes, files = jobs.close()
-    assert not processes, f"left behind: {processes}"
-    assert not files, f"left behind: {files}"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_programs import ROOT, Jobs
+from launched import ROOT
 
 pytest.importorskip("apps.w2v._kernel", reason="the kernels are not built: make kernels")
 
@@ -15,15 +15,6 @@ SMALL = ROOT / "apps/data/lm/small.txt"
 EPOCH = re.compile(r"epoch (\d+): .* s, loss (\S+), ")
 QUICK = ["-f", SMALL, "-k", 4000, "-v", 20, "-w", 3, "--negative", 3, "--subsample", "1e-3", "-t", 1, "-i", 1]
 LOCAL = ["--sampling.scheme", "local"]
-
-
-@pytest.fixture
-def jobs():
-    jobs = Jobs()
-    yield jobs
-    processes, files = jobs.close()
-    assert not processes, f"left behind: {processes}"
-    assert not files, f"left behind: {files}"
 
 
 def losses(result, code=0):

@@ -7,9 +7,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import lapse
 from apps.common.files import InputError
+from lapse.options import system_settings
 
-__all__ = ["Report", "TrainingError", "peak_memory", "run_application"]
+__all__ = ["Report", "TrainingError", "log_peak_memory", "peak_memory", "run_application", "say_end", "set_up"]
 
 
 class TrainingError(Exception):
@@ -42,6 +44,22 @@ def run_application(name, prepare, run):
     return code
 
 
+def set_up(num_keys, args):
+    """Set the job up as the command line says. False in the scheduler, whose part is over then. Blocking there."""
+    lapse.setup(num_keys, args.num_threads, **system_settings(args))
+    if lapse.is_scheduler():
+        lapse.scheduler(num_keys, args.num_threads)
+        return False
+    return True
+
+
+def say_end(name, trained, num_nodes, threads):
+    """Write the closing line of the job; for its first node."""
+    last = trained.epochs[-1] if trained.epochs else None
+    sys.stdout.write(f"{name}: {'stopped by --max_runtime' if trained.stopped else 'OK'} ({num_nodes} nodes x {threads} workers, "
+                     f"{last.epoch if last else 0} epochs, {last.total_seconds if last else 0:.2f} s)\n")
+
+
 class Report:
     """What the first worker of the job calls after each epoch, with a dataclass that has line(): a line on stdout (not if `quiet`), one in
     a file.
@@ -70,3 +88,8 @@ def peak_memory():
     with contextlib.suppress(OSError, StopIteration):
         return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss      # bytes on macOS, which has no /proc
+
+
+def log_peak_memory(log, rank):
+    """Say in the log what a node has needed."""
+    log.info("node %d had at most %.0f MiB in memory", rank, peak_memory() / 2**20)

@@ -13,9 +13,10 @@ from apps.kge._kernel import Trainer
 
 from apps.common.exchange import Exchange
 from apps.common.program import TrainingError
+from apps.common.training import Accesses, Trained, TrainingWorker
 from apps.kge.evaluation import METRICS, summary
 
-__all__ = ["SPLITS", "SUMS", "Diverged", "EpochResult", "Trained", "run_worker"]
+__all__ = ["SPLITS", "SUMS", "Diverged", "EpochResult", "run_worker"]
 
 SPLITS = ("train", "valid", "test")
 SUMS = ("loss", "triples", "seconds", "cpu_seconds", "stop", "local", "remote", "accesses", "relocations", "evaluation_seconds",
@@ -57,14 +58,6 @@ class EpochResult:
         return "\n".join(lines)
 
 
-@dataclass
-class Trained:
-    """What came of the training."""
-
-    epochs: list = field(default_factory=list)
-    stopped: bool = False               # --max_runtime has passed
-
-
 def _together(args):
     """For how many triples parameters are localized and samples prepared in one go, at least --localize_parameters_ahead triples ahead."""
     if not args.sampling_with_replacement:
@@ -72,25 +65,17 @@ def _together(args):
     return min(max(1, args.localize_parameters_ahead // 5), 64)
 
 
-class _Worker:
+class _Worker(TrainingWorker):
     def __init__(self, kv, server, me, args, layout, workers, triples, evaluation):
-        self.kv, self.server, self.me, self.args, self.layout, self.workers = kv, server, me, args, layout, workers
+        super().__init__(kv, server, me, args)
+        self.layout, self.workers = layout, workers
         self.triples, self.evaluation, self.dtype = triples, evaluation, np.dtype(args.dtype)
-        self.first_of_node = me % args.num_threads == 0
         self.trainer = Trainer(kv, rescal=layout.rescal, double_precision=self.dtype == np.float64, dim=layout.dim,
                                num_entities=layout.entities, negatives=args.neg_ratio, eta=args.eta, gamma_entity=args.gamma_entity,
                                gamma_relation=args.gamma_relation, group=args.group, parts=layout.parts, lines=layout.lines,
                                places=layout.places, ahead=args.localize_parameters_ahead, together=_together(args),
                                async_push=args.async_push, localize_relations=not args.localize_relations_initial)
         self.exchange = Exchange(kv, me, workers, layout.keys, 2 * layout.dim, self.dtype, SUMS)
-
-    def check(self, result):
-        """Raise what a code of the kernel stands for, or return the result."""
-        if result < 0:
-            self.kv.waitall()
-            self.server.is_local([0])           # raises when the job has failed or ended
-            raise RuntimeError(f"the kernel ended with code {result}")
-        return result
 
     # --- start
 
@@ -118,7 +103,7 @@ class _Worker:
 
     def train_epoch(self, epoch, seconds):
         """Train for one epoch, or so many seconds if that is less; return what there is to tell the others. Collective."""
-        before = self.server.stats() if self.first_of_node else None
+        accesses = Accesses(self.server) if self.first_of_node else None
         order = np.random.default_rng([self.args.seed, epoch, self.me]).permutation(len(self.triples))
         triples = self.triples[order]
         self.kv.barrier()
@@ -131,11 +116,7 @@ class _Worker:
         told = {"seconds": time.monotonic() - start, "cpu_seconds": cpu, "triples": self.trainer.trained, "loss": self.trainer.loss,
                 "stop": self.trainer.out_of_time}
         if self.first_of_node:
-            after = self.server.stats()
-            told["local"] = (after.pulled.local + after.pushed.local) - (before.pulled.local + before.pushed.local)
-            told["remote"] = (after.pulled.remote + after.pushed.remote) - (before.pulled.remote + before.pushed.remote)
-            told["accesses"] = (after.pulled.total + after.pushed.total) - (before.pulled.total + before.pushed.total)
-            told["relocations"] = after.relocated_in - before.relocated_in
+            told |= accesses.told()
         return told
 
     def measure(self):

@@ -6,7 +6,8 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from apps.mf._arithmetic cimport arithmetic, below, draw, mix, prefetch, step_t
+from apps.common._random cimport below, draw, mix
+from apps.mf._arithmetic cimport arithmetic, prefetch, step_t
 from lapse cimport (DONE, Key, Timestamp, Worker, acquire_two, count_pairs, look, prefetch_row, prefetch_slot, release_two, sight_t,
                     two_rows_t)
 

@@ -6,15 +6,16 @@ all workers exchange their sums through parameters of their own, and each draws 
 """
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from apps.mf._kernel import Trainer
 
 from apps.common.exchange import Exchange
 from apps.common.program import TrainingError
+from apps.common.training import Accesses, Trained, TrainingWorker, seed_of
 
-__all__ = ["ALGORITHMS", "SUMS", "Diverged", "EpochResult", "Trained", "run_worker"]
+__all__ = ["ALGORITHMS", "SUMS", "Diverged", "EpochResult", "run_worker"]
 
 SUMS = ("train_squares", "test_squares", "norms", "train_cells", "test_cells", "points", "seconds", "cpu_seconds", "stop", "local",
         "accesses", "relocations")
@@ -52,36 +53,20 @@ class EpochResult:
         return " ".join(words).replace(" ; ", "; ")
 
 
-@dataclass
-class Trained:
-    """What came of the training."""
-
-    epochs: list = field(default_factory=list)
-    stopped: bool = False               # --max_runtime has passed
-
-
-class _Worker:
+class _Worker(TrainingWorker):
     def __init__(self, kv, server, me, args, layout, train, test, counts, places):
-        self.kv, self.server, self.me, self.args, self.layout = kv, server, me, args, layout
+        super().__init__(kv, server, me, args)
+        self.layout = layout
         self.train, self.test, self.dtype = train, test, np.dtype(args.dtype)
         self.places = places
-        self.first_of_node = me % args.num_threads == 0
         begin, end = layout.rows_of(me)
         self.trainer = Trainer(kv, rank=args.rank, double_precision=self.dtype == np.float64, row_begin=begin, row_end=end,
                                num_cols=layout.cols, column_key=layout.column_key, row_counts=counts[0][begin:end],
-                               col_counts=counts[1], regularization=args.regularization, seed=_seed(args.seed, me), places=places,
+                               col_counts=counts[1], regularization=args.regularization, seed=seed_of(args.seed, me), places=places,
                                sync_push=args.sync_push, localize_rows=args.disable_localize_left)
         self.exchange = Exchange(kv, me, layout.workers, layout.keys, args.rank, self.dtype, SUMS)
         self.offset = 0                 # this worker was last at the block of columns `offset + me`
         self.columns = None
-
-    def check(self, result):
-        """Raise what a code of the kernel stands for, or return the result."""
-        if result < 0:
-            self.kv.waitall()
-            self.server.is_local([0])           # raises when the job has failed or ended
-            raise RuntimeError(f"the kernel ended with code {result}")
-        return result
 
     def column_keys(self, cols):
         return self.layout.column_key + cols[0], self.layout.column_key + cols[1]
@@ -153,7 +138,7 @@ class _Worker:
 
     def train_epoch(self, epoch, eps, seconds):
         """Train for one epoch, or so many seconds if that is less; return what there is to tell the others. Collective."""
-        before = self.server.stats() if self.first_of_node else None
+        accesses = Accesses(self.server) if self.first_of_node else None
         self.kv.barrier()
         self.trainer.begin_epoch(eps, self.args.early_stop, seconds)
         start, cpu = time.monotonic(), time.thread_time()
@@ -163,10 +148,7 @@ class _Worker:
         told = {"seconds": time.monotonic() - start, "cpu_seconds": time.thread_time() - cpu, "points": self.trainer.trained,
                 "stop": self.trainer.out_of_time}
         if self.first_of_node:
-            after = self.server.stats()
-            told["local"] = (after.pulled.local + after.pushed.local) - (before.pulled.local + before.pushed.local)
-            told["accesses"] = (after.pulled.total + after.pushed.total) - (before.pulled.total + before.pushed.total)
-            told["relocations"] = after.relocated_in - before.relocated_in
+            told |= accesses.told()
         return told
 
     # --- loss
@@ -210,10 +192,6 @@ class _Worker:
 
 
 ALGORITHMS = ("dsgd", "columnwise", "plain_sgd")
-
-
-def _seed(seed, me):
-    return int(np.random.SeedSequence([seed, me]).generate_state(1, np.uint64)[0])
 
 
 def _result(epoch, eps, told, losses, args, started):

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
 
-from apps.mf._arithmetic cimport below, draw
+from apps.common._random cimport below, draw
 from apps.w2v._arithmetic cimport arithmetic, fill_table
 from apps.w2v._text cimport (A_NEWLINE, A_WORD, TEXT_END, Vocabulary, close_reader, hash_of, next_word, open_reader, seek_reader)
 from lapse cimport DONE, Key, Timestamp, Worker, look, prefetch_row, prefetch_slot

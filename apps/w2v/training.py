@@ -2,15 +2,16 @@
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from apps.w2v._kernel import Trainer
 
 from apps.common.exchange import Exchange
 from apps.common.program import TrainingError
+from apps.common.training import Accesses, Trained, TrainingWorker, seed_of
 
-__all__ = ["SUMS", "Diverged", "IterationResult", "Job", "Trained", "run_worker"]
+__all__ = ["SUMS", "Diverged", "IterationResult", "Job", "run_worker"]
 
 SUMS = ("words", "read", "trained", "pairs", "targets", "loss", "seconds", "cpu_seconds", "stop", "local", "accesses", "relocations")
 BLOCK = 1024                    # words whose vectors get their start in one call
@@ -59,37 +60,17 @@ class IterationResult:
                 f"{self.relocations} relocations")
 
 
-@dataclass
-class Trained:
-    """What came of the training."""
-
-    epochs: list = field(default_factory=list)
-    stopped: bool = False           # --max_runtime has passed
-
-
-def _seed(*numbers):
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-class _Worker:
+class _Worker(TrainingWorker):
     def __init__(self, kv, server, me, job):
         args = job.args
-        self.kv, self.server, self.me, self.job, self.args = kv, server, me, job, args
-        self.dtype = np.dtype(args.dtype)
+        super().__init__(kv, server, me, args)
+        self.job, self.dtype = job, np.dtype(args.dtype)
         self.number = me % args.num_threads             # in the node
         self.trainer = Trainer(kv, job.vocabulary, job.places, dim=args.embed_dim, double_precision=self.dtype == np.float64,
                                window=args.window, negative=args.negative, subsample=args.subsample, alpha=args.starting_alpha,
-                               seed=_seed(args.seed, me), ahead=args.prep_context_ahead, peek=args.peek_ahead,
+                               seed=seed_of(args.seed, me), ahead=args.prep_context_ahead, peek=args.peek_ahead,
                                localize=args.localize_pos and server.num_nodes > 1, sync_push=args.sync_push)
         self.exchange = Exchange(kv, me, job.workers, args.num_keys, args.embed_dim, self.dtype, SUMS)
-
-    def check(self, result):
-        """Raise what a code of the kernel stands for, or return the result."""
-        if result < 0:
-            self.kv.waitall()
-            self.server.is_local([0])           # raises when the job has failed or ended
-            raise RuntimeError(f"the kernel ended with code {result}")
-        return result
 
     def start(self):
         """Give the vectors of this worker's blocks of words their start: the same for any number of workers."""
@@ -117,7 +98,7 @@ class _Worker:
         share = None if args.data_words is None else -(-args.data_words // job.workers)
         trainer.begin_iteration(job.text.fd, *job.ranges[self.number], (epoch - 1) / iterations, 1 / iterations, share)
         self.kv.barrier()
-        before = self.server.stats() if self.number == 0 else None
+        accesses = Accesses(self.server) if self.first_of_node else None
         start, cpu = time.monotonic(), time.process_time()
         done = self.run(epoch, start, deadline)
         self.kv.waitall()
@@ -125,12 +106,9 @@ class _Worker:
         told = {name: getattr(trainer, name) for name in ("words", "read", "trained", "pairs", "targets", "loss")}
         told |= {"seconds": time.monotonic() - start,
                  "stop": not done or (epoch < args.num_iterations and time.monotonic() >= deadline)}
-        if self.number == 0:
-            after = self.server.stats()
+        if self.first_of_node:
             told["cpu_seconds"] = time.process_time() - cpu
-            told["local"] = (after.pulled.local + after.pushed.local) - (before.pulled.local + before.pushed.local)
-            told["accesses"] = (after.pulled.total + after.pushed.total) - (before.pulled.total + before.pushed.total)
-            told["relocations"] = after.relocated_in - before.relocated_in
+            told |= accesses.told()
         return told
 
     def run(self, epoch, start, deadline):
