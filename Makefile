@@ -72,8 +72,8 @@ asan: build/stamps/environment-dev     ## run the tests of SANITIZED under Addre
 tsan: build/stamps/environment-dev     ## the same under ThreadSanitizer, in build/tsan
 	$(call sanitize,tsan,TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp die_after_fork=0 exitcode=66 $(REPORTS)")
 
-dev: build/stamps/environment-dev      ## install what only some tests use: torch (TORCH=torch==2.13.0)
-	"$(PYTHON)" -m pip install --quiet $(or $(TORCH),torch)
+dev: build/stamps/environment-dev      ## install what only some tests use: torch and gensim (TORCH=torch==2.13.0)
+	"$(PYTHON)" -m pip install --quiet $(or $(TORCH),torch) "gensim>=4.3"
 
 clean:                             ## remove what was made, but for build/venv
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name venv -exec rm -rf {} +; fi

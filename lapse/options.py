@@ -107,7 +107,16 @@ class _Parser(argparse.ArgumentParser):
         if args is None:
             from sys import argv
             args = argv[1:]
-        return super().parse_args(list(args), namespace)
+        self.words = list(args)
+        return super().parse_args(self.words, namespace)
+
+    def error(self, message):
+        # argparse looks for missing options first; when one is mistyped, that is what is wrong.
+        unknown = [word for word in getattr(self, "words", []) if word.startswith("--") and word != "--"
+                   and not any(option.startswith(word.split("=", 1)[0]) for option in self._option_string_actions)]
+        if unknown and "required" in message:
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+        super().error(message)
 
     def refuse(self, name):
         """End the program (exit code 2) over an option that belongs to a later version."""

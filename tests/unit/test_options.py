@@ -163,3 +163,13 @@ def test_sampling_settings(parser):
 def test_converters_say_what_is_wrong(convert, text):
     with pytest.raises(argparse.ArgumentTypeError, match=text):
         convert(text)
+
+
+def test_a_mistyped_option_is_named_rather_than_what_is_missing_then(capsys):
+    parser = program_parser("p", "")
+    parser.add_argument("--epochs", required=True)
+    for line, said in ((["--epochz", "3"], "unrecognized arguments: --epochz"), ([], "required: --epochs"),
+                       (["--epochs", "3", "--rank=2"], "unrecognized arguments: --rank=2")):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args(line)
+        assert end.value.code == 2 and said in capsys.readouterr().err
