@@ -218,6 +218,9 @@ def test_checkpoints(tmp_path, rescal):
     (folder / "entities.npy").write_bytes((folder / "entities.npy").read_bytes()[:-1])
     with pytest.raises(InputError, match=r"entities.npy is no complete array"):
         Checkpoint(folder, layout)
+    (folder / "entities.npy").write_bytes(b"")
+    with pytest.raises(InputError, match=r"entities.npy is no complete array"):
+        Checkpoint(folder, layout)
     for text in "{", "[]", "{}", json.dumps({"version": 9, "epoch": 1}), json.dumps({"version": 1, "epoch": "1"}):
         (folder / "checkpoint.json").write_text(text)
         with pytest.raises(InputError, match=r"its checkpoint.json is none of this"):
