@@ -39,7 +39,7 @@ from lapse.options import (
 from lapse.program import run_program, run_workers
 
 NAME = "word2vec"
-MOST_WORDS = 2**62
+MOST_WORDS, MOST_KEYS = 2**62, 2**40
 log = logging.getLogger(NAME)
 
 
@@ -62,7 +62,7 @@ def parse(argv):
         help="0: say nothing of the training, 1: a line per iteration, 2: lines about the progress, too")
     add("-w", "--window", type=whole(1, 2**16), default=5, metavar="N", help="context window")
     add("-v", "--embed_dim", type=whole(1, 2**24), default=200, metavar="N", help="embedding dimension")
-    add("-k", "--num_keys", type=whole(1, MOST_WORDS), default=10, metavar="N", help="number of parameters: >= 2 x vocabulary")
+    add("-k", "--num_keys", type=whole(1, MOST_KEYS), default=10, metavar="N", help="number of parameters: >= 2 x vocabulary")
     add("--negative", type=whole(0, 2**20), default=25, metavar="N", help="negative samples of a pair of words")
     add("--clustered_input", type=boolean, default=False, metavar="BOOL", help="one input file per node: FILE.<rank>")
     add("--write_results", type=boolean, default=False, metavar="BOOL", help="write the vectors")

@@ -235,7 +235,7 @@ def test_a_checkpoint_whose_folder_cannot_be_renamed_leaves_the_last_one(tmp_pat
             raise OSError(errno.EIO, "Input/output error", str(source), None, str(target))
         rename(source, target)
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="Input/output error: '[^']*epoch-1'$"):
+    with pytest.raises(OSError, match=r"Input/output error: '[^']*epoch-1'$"):
         write(2)
     assert calls and [path.name for path in tmp_path.iterdir()] == ["epoch-1"]
     assert np.array_equal(read_checkpoint(tmp_path, vocabulary, 5), values)
