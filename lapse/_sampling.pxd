@@ -24,10 +24,12 @@ cdef struct handle_t:
     int64_t left                # draws not handed out yet; -1: the slot is free
     run_t drawn                 # preloc: all draws. pool: those postponed
     seen_t seen                 # without replacement: what has been drawn
-    turns_t rest                # when nearly all keys have been drawn: the others in order
-    turns_t turns               # local: the same of those that are here
     int64_t barren              # local, without replacement: arrivals at which there was nothing more to draw; -1: never
     int32_t next_free
+    int tries                   # local: candidates until a draw looks over the range; 0: what is left is in order
+    # seldom looked at
+    turns_t rest                # without replacement, when nearly all keys have been drawn: the others in order
+    turns_t turns               # local: the same of those that are here
 
 
 @cython.final
@@ -42,6 +44,7 @@ cdef class Sampler:
         readonly object error   # what the callable raised
         uint64_t stream
         int64_t first_turn      # of all slots
+        int tries               # of a new handle
         handle_t* handles       # owned; used of room
         int64_t used, room
         int32_t free_handle     # -1: none
@@ -81,6 +84,7 @@ cdef class Sampler:
     cdef int candidate(self, seen_t* seen, Key* key, int most) noexcept nogil
     cdef int look_ahead(self) noexcept nogil
     cdef int from_list(self, handle_t* h, Key* key) noexcept nogil
+    cdef int scarce(self, handle_t* h, Key* key) noexcept nogil
     cdef int exactly(self, handle_t* h, Key* key) noexcept nogil
     cdef int order_turns(self, handle_t* h) noexcept nogil
     cdef int next_turn(self, handle_t* h, Key* key) noexcept nogil

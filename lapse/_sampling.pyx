@@ -107,6 +107,7 @@ cdef class Sampler:
         self.recent.known.mask = -1
         if sampling.scheme == LOCAL and recent_init(&self.recent, sampling.recent_room) != 0:
             raise MemoryError("no memory for a worker's draws")
+        self.tries = TRIES if self.d.kind != FUNCTION else TRIES_OF_FUNCTION
         self.first_turn = sampling.samplers % MOST_SAMPLERS << TURN_BITS
         sampling.samplers += 1
         self.stream = stream
@@ -188,6 +189,7 @@ cdef class Sampler:
         self.free_handle = h.next_free
         h.left = n
         h.barren = -1
+        h.tries = self.tries
         return h
 
     cdef void close(self, handle_t* h) noexcept nogil:
@@ -381,23 +383,26 @@ cdef class Sampler:
         key[0] = -1
         if barren[0] == arrivals:                       # nothing was here, and nothing has come
             return 0
-        if h != NULL and h.turns.begun:
-            rc = self.next_turn(h, key)
-        elif self.listed == NULL:
-            rc = self.candidate(seen, key, TRIES if self.d.kind != FUNCTION else TRIES_OF_FUNCTION)
+        if self.listed == NULL:
+            rc = self.candidate(seen, key, h.tries if h != NULL else self.tries)
             if rc != 0 or key[0] >= 0:
                 return rc
-            if self.d.kind != FUNCTION:
-                self.refresh()
-                if self.listed != NULL:
-                    rc = self.from_list(h, key)
-                else:                                   # many are here; this handle has seen them, or they came only now
-                    rc = self.exactly(h, key)
-        else:
-            rc = self.from_list(h, key)
+        rc = self.scarce(h, key)
         if rc == 0 and key[0] < 0 and (self.d.kind != FUNCTION or not any_here(self.store, self.d, seen)):
             barren[0] = arrivals                        # (what a callable has not drawn this time, it may the next)
         return rc
+
+    cdef int scarce(self, handle_t* h, Key* key) noexcept nogil:
+        """A key that is here where drawing finds none, or -1. 0, or ERR_MEMORY."""
+        if h != NULL and h.turns.begun:
+            return self.next_turn(h, key)
+        if self.d.kind == FUNCTION:
+            return 0
+        if self.listed == NULL:
+            self.refresh()
+        if self.listed != NULL:
+            return self.from_list(h, key)
+        return self.exactly(h, key)             # many are here; this handle has seen them, or they came only now
 
     cdef int exactly(self, handle_t* h, Key* key) noexcept nogil:
         """A key that is here by a look at all that may be, or -1. A handle that must not repeat itself has them put in order for the
@@ -410,6 +415,7 @@ cdef class Sampler:
 
     cdef int order_turns(self, handle_t* h) noexcept nogil:
         """Put the keys in order that are here, and new to the handle. 0, or ERR_MEMORY."""
+        h.tries = 0
         if self.listed == NULL:
             return turns_of_here(&h.turns, self.store, self.d, NULL, NULL, &h.seen, load_i64(&self.sampling.protocol.arrivals),
                                  self.sampling.recent_room, &self.rng)

@@ -200,7 +200,7 @@ def test_what_arrives_late_in_a_sample_has_equal_right(run_program, keys):
     """All but one of node 0's keys have been drawn when three arrive, and then two leave again: one that was drawn, one that was not."""
     run_program(f"""
         import numpy as np, lapse
-        K, ROUNDS = {keys}, 1500
+        K, ROUNDS = {keys}, 600
         lapse.setup(K, 1)
         server = lapse.Server(1)
         server.enable_sampling_support("local", False, seed=3)

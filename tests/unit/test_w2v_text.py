@@ -1,5 +1,6 @@
 """Words out of a text, the vocabulary, ranges of a text, and the files of vectors."""
 import collections
+import dataclasses
 import errno
 import os
 import random
@@ -11,6 +12,7 @@ text_module = pytest.importorskip("apps.w2v._text", reason="the kernels are not 
 from apps.w2v._text import LONGEST_WORD, Vocabulary, begin_of  # noqa: E402
 
 from apps.common.files import InputError, check_file, whole_file  # noqa: E402
+from apps.common.program import Report  # noqa: E402
 from apps.w2v.output import read_checkpoint, write_checkpoint, write_vectors  # noqa: E402
 from apps.w2v.text import build_vocabulary, open_text, read_vocabulary, write_vocabulary  # noqa: E402
 
@@ -239,6 +241,16 @@ def test_a_checkpoint_whose_folder_cannot_be_renamed_leaves_the_last_one(tmp_pat
         write(2)
     assert calls and [path.name for path in tmp_path.iterdir()] == ["epoch-1"]
     assert np.array_equal(read_checkpoint(tmp_path, vocabulary, 5), values)
+
+
+def test_a_report_that_does_not_fit_names_its_file():
+    @dataclasses.dataclass
+    class Result:
+        epoch: int
+
+    report = Report("/dev/full", quiet=True)
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        report(Result(1))
 
 
 def test_no_file_takes_the_place_of_a_device(tmp_path):
