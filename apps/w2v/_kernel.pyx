@@ -77,7 +77,7 @@ cdef class Trainer:
         self.num_chunks = (self.ahead + 1) // self.chunk + 3
         self.chunks = <chunk_t*>malloc(self.num_chunks * sizeof(chunk_t))
         self.wanted = <Key*>malloc(2 * self.room * sizeof(Key))
-        self.samples_each = 2 * self.window * self.negative
+        self.samples_each = 2 * <Py_ssize_t>self.window * self.negative
         self.samples = <Key*>malloc((2 * self.samples_each + 1) * sizeof(Key))
         self.keep = <uint32_t*>malloc(words * sizeof(uint32_t))
         self.centre = <char*>malloc(2 * self.bytes)
