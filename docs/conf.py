@@ -24,7 +24,7 @@ project = "Lapse for Python"
 version = release = lapse.__version__
 root_doc = "README"
 include_patterns = ["*.md", "*/README.md", "docs/*.md"]
-exclude_patterns = ["build/**", "dist/**"]
+exclude_patterns = [".*", "build", "dist"]
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 
 myst_heading_anchors = 4            # #a-heading, as GitHub has it

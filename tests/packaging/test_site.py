@@ -26,7 +26,7 @@ def site():
 
 
 def test_every_page_is_there(site):
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("docs/*.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md"), *ROOT.glob("docs/*.md")]
     assert {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in pages} <= set(site)
     assert 'url=README.html"' in site["index.html"]
 
@@ -65,7 +65,8 @@ def test_mistakes_fail(tmp_path, site):
         (tmp_path / path).symlink_to(ROOT / path) if path == "lapse" else shutil.copytree(ROOT / path, tmp_path / path)
     for path in [*ROOT.glob("*.md"), *(ROOT / name for name in ("LICENSE", "NOTICE", "CITATION.cff"))]:
         shutil.copy(path, tmp_path)
-    (tmp_path / "docs/env.md").write_text("# Environment variables\n\n## The job\n\n[a](nosuch.md) [b](api.md#nosuch) {py:func}`lapse.nosuch`\n")
+    (tmp_path / "docs/env.md").write_text("# Environment variables\n\n## The job\n\n[a](nosuch.md) [b](api.md#nosuch) "
+                                          "{py:func}`lapse.nosuch`\n")
     (tmp_path / "docs/lost.md").write_text("# Lost\n")
     done = subprocess.run([ROOT / "build/docs/bin/python", "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "--conf-dir",
                            tmp_path / "docs", tmp_path, tmp_path / "site"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
