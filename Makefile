@@ -32,7 +32,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging check demo docs bench lint asan tsan dev clean help FORCE
+.PHONY: all ps apps tests kernels test packaging check demo docs model bench lint asan tsan dev clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -48,7 +48,7 @@ test: all kernels build/stamps/environment-dev   ## run the tests
 packaging: all kernels build/stamps/environment-dev   ## run the tests of the sdist, the wheel, and of every command in the README
 	"$(PYTHON)" -m pytest tests/packaging $(ARGS)
 
-check: lint                        ## all that a change must pass: lint, build, tests, packaging
+check: lint model                  ## all that a change must pass: lint, the model, build, tests, packaging
 	$(MAKE) test
 	$(MAKE) packaging
 
@@ -63,6 +63,9 @@ docs: build/stamps/lapse build/stamps/environment-docs     ## make a site of the
 	rm -rf build/site
 	build/docs/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --conf-dir docs --doctree-dir build/docs/pages . build/site
 	@echo "the site: build/site/index.html"
+
+model:                             ## check the model of the protocol in verify/, which needs spin (FULL=1: hours)
+	"$(PYTHON)" verify/check.py $(if $(FULL),--full) $(ARGS)
 
 bench: all kernels                 ## run the benchmarks (ARGS="--quick": see python -m benchmarks --help)
 	"$(PYTHON)" -m benchmarks $(ARGS)
