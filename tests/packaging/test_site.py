@@ -61,10 +61,12 @@ def test_the_reference_has_the_docstrings(site):
 
 def test_mistakes_fail(tmp_path, site):
     """A page that is not there, a section that is not there, an unknown name, a page that nobody gets to."""
-    for path in ("docs", "lapse", "benchmarks"):
-        (tmp_path / path).symlink_to(ROOT / path) if path == "lapse" else shutil.copytree(ROOT / path, tmp_path / path)
-    for path in [*ROOT.glob("*.md"), *(ROOT / name for name in ("LICENSE", "NOTICE", "CITATION.cff"))]:
-        shutil.copy(path, tmp_path)
+    (tmp_path / "lapse").symlink_to(ROOT / "lapse")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md"), *(ROOT / name for name in ("LICENSE", "NOTICE", "CITATION.cff"))]:
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
     (tmp_path / "docs/env.md").write_text("# Environment variables\n\n## The job\n\n[a](nosuch.md) [b](api.md#nosuch) "
                                           "{py:func}`lapse.nosuch`\n")
     (tmp_path / "docs/lost.md").write_text("# Lost\n")
