@@ -32,7 +32,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging check demo bench lint asan tsan dev clean help FORCE
+.PHONY: all ps apps tests kernels test packaging check demo docs model bench lint asan tsan dev clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -48,7 +48,7 @@ test: all kernels build/stamps/environment-dev   ## run the tests
 packaging: all kernels build/stamps/environment-dev   ## run the tests of the sdist, the wheel, and of every command in the README
 	"$(PYTHON)" -m pytest tests/packaging $(ARGS)
 
-check: lint                        ## all that a change must pass: lint, build, tests, packaging
+check: lint model                  ## all that a change must pass: lint, the model, build, tests, packaging
 	$(MAKE) test
 	$(MAKE) packaging
 
@@ -58,6 +58,14 @@ demo:                              ## fetch MovieLens 100K, factorize it on 2 lo
 	@echo "demo: looking for matplotlib and tqdm, for the plot and the progress bar" >&2
 	@PIP_RETRIES=1 "$(PYTHON)" tools/environment.py install apps >build/demo.log 2>&1 || true
 	@"$(PYTHON)" apps/mf/demo.py $(ARGS)
+
+docs: build/stamps/lapse build/stamps/environment-docs     ## make a site of the documentation (build/site/index.html)
+	rm -rf build/site
+	build/docs/bin/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --conf-dir docs --doctree-dir build/docs/pages . build/site
+	@echo "the site: build/site/index.html"
+
+model:                             ## check the model of the protocol in verify/, which needs spin (FULL=1: hours)
+	"$(PYTHON)" verify/check.py $(if $(FULL),--full) $(ARGS)
 
 bench: all kernels                 ## run the benchmarks (ARGS="--quick": see python -m benchmarks --help)
 	"$(PYTHON)" -m benchmarks $(ARGS)
@@ -103,6 +111,12 @@ build/stamps/environment: pyproject.toml build/recipe
 
 build/stamps/environment-dev: build/stamps/environment
 	@"$(PYTHON)" tools/environment.py install dev
+	@touch $@
+
+# An environment of its own: what is installed there changes nothing that is tested or measured.
+build/stamps/environment-docs: pyproject.toml tools/environment.py build/recipe
+	"$(PYTHON)" -m venv --clear build/docs
+	build/docs/bin/python tools/environment.py install run testing docs
 	@touch $@
 
 build/stamps/lapse: $(shell find lapse -name '*.pyx' -o -name '*.pxd') setup.py build/stamps/environment

@@ -76,7 +76,8 @@ def parse(argv):
     add("--prevent_full_model_pull", type=boolean, default=False, metavar="BOOL", help="evaluate without pulling the whole model")
     add("--dtype", choices=("float32", "float64"), default="float64", help="number type of the factors")
     add("--seed", type=seed, default=1, metavar="N", help="seed of the order of blocks and points")
-    add("--output", default="", metavar="FOLDER", help="folder for the factors (W.npy, H.npy, W.mma, H.mma)")
+    add("--output", default="", metavar="FOLDER",
+        help="folder for the factors: W.npy (rows x rank), H.npy (rank x columns), W.mma, H.mma")
     add("--report", default="", metavar="FILE", help="file for the numbers of each epoch, one JSON object per line")
     args = parser.parse_args(argv)
     if args.algorithm == "dsgd" and args.prelocalize_steps:

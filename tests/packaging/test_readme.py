@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # What `make check` runs anyway, or what needs a machine of its own.
-ELSEWHERE = re.compile(r"make (check|test|bench|asan|tsan|packaging|dev)\b|(python3? -m )?(pip install|venv)|git clone|cd |source |\. ")
+ELSEWHERE = re.compile(r"make (check|test|bench|docs|model|asan|tsan|packaging|dev)\b|(python3? -m )?(pip install|venv)|git clone|cd "
+                       r"|source |\. ")
 
 
 def blocks(language):
