@@ -110,7 +110,7 @@ def test_every_fault_is_found(fault, modes, caches):
 
 
 def test_faults_that_need_asynchronous_operations():
-    for fault in ("split_route", "no_cache_rule", "reorder,no_sequence"):
+    for fault in ("split_route", "no_cache_rule", "early_row", "reverse_queue", "reorder,no_sequence"):
         assert find(100, campaign.configurations(modes=["sync"], shared_memory=[True]), faults=fault) is None
 
 
