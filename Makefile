@@ -32,7 +32,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging check demo docs model bench lint asan tsan dev clean help FORCE
+.PHONY: all ps apps tests kernels test packaging check sim sim-faults demo docs model bench lint asan tsan dev clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -51,6 +51,13 @@ packaging: all kernels build/stamps/environment-dev   ## run the tests of the sd
 check: lint model                  ## all that a change must pass: lint, the model, build, tests, packaging
 	$(MAKE) test
 	$(MAKE) packaging
+
+SEEDS ?= 1-20000
+sim: build/stamps/lapse build/stamps/environment-dev   ## run schedules of the simulation, and print the record (SEEDS=1-1000000)
+	@"$(PYTHON)" -m lapse.testing --seeds $(SEEDS) --processes $$(nproc) $(ARGS)
+
+sim-faults: build/stamps/lapse build/stamps/environment-dev   ## put each fault into the simulation, and print what finds it
+	@"$(PYTHON)" -m lapse.testing faults $(ARGS)
 
 demo:                              ## fetch MovieLens 100K, factorize it on 2 local nodes, draw the course (build/demo/demo.png)
 	@echo "demo: building what is not built yet (about a minute on a fresh machine)" >&2
@@ -90,7 +97,7 @@ clean:                             ## remove what was made, but for build/venv
 	    -exec rm -rf {} +
 
 help:                              ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## */  make \1 /p' Makefile | awk '{ n = $$2; $$1 = $$2 = ""; printf "  make %-10s%s\n", n, $$0 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1 /p' Makefile | awk '{ n = $$2; $$1 = $$2 = ""; printf "  make %-10s%s\n", n, $$0 }'
 	@echo; sed -n '/^# PYTHON/,/^$$/s/^# //p' Makefile
 
 # --- how ---------------------------------------------------------------------------------------------------------------------------

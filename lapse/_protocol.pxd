@@ -2,8 +2,10 @@
 cimport cython
 from libc.stdint cimport uint32_t
 from lapse._operations cimport op_t, worker_t
-from lapse._routing cimport (BAD_ANSWER, BAD_EPOCH, BAD_HOME, BAD_KEY, BAD_ORIGIN, BAD_SIZE, BAD_TYPE, FAULT_DROP_QUEUE,
-                             FAULT_LATE_DIRECTORY, FAULT_NO_CACHE_RULE, FAULT_NO_NEXT, FAULT_NO_QUEUE, FAULT_SPLIT_ROUTE, FINE, FINE_STEPS,
+from lapse._routing cimport (BAD_ANSWER, BAD_EPOCH, BAD_HOME, BAD_KEY, BAD_ORIGIN, BAD_SIZE, BAD_TYPE, FAULT_CACHE_FORWARD,
+                             FAULT_DROP_QUEUE, FAULT_EARLY_ROW, FAULT_LATE_DIRECTORY, FAULT_LOST_UPDATE, FAULT_NO_CACHE_RULE, FAULT_NO_COPY,
+                             FAULT_NO_NEXT, FAULT_NO_QUEUE, FAULT_OLD_EPOCH, FAULT_OVERWRITE_NEXT, FAULT_QUEUE_LOST, FAULT_REVERSE_QUEUE,
+                             FAULT_SPLIT_ROUTE, FAULT_STALE_HOME, FINE, FINE_STEPS,
                              NO_MEMORY, NOT_COMING, NOT_HERE, OWNER_ASKS, SECOND_NEXT, SEND_FAILED, TOO_MANY_HOPS, Router, batch_t,
                              value_offsets)
 from lapse._sink cimport Sink, out_t
@@ -19,6 +21,7 @@ cdef class Protocol(Router):
     cdef int handle(self, char* data, size_t size, Rank src) noexcept nogil
 
     # private to _protocol.pyx
+    cdef char* copy_early(self, Key key) noexcept nogil
     cdef op_t* find_op(self, uint32_t worker, Timestamp ts) noexcept nogil
     cdef bint has_place(self, const op_t* op, uint32_t position, Key key) noexcept nogil
     cdef int handle_operation(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Rank src) noexcept nogil

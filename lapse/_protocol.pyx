@@ -10,6 +10,7 @@
 #     re-check its state, and send: so none that was routed before can be overtaken by the LOCALIZE or overtake it;
 #   * a key homed here changes its owner from O under the lock of the channel to O, and operations take that lock, re-check the entry, and send.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 cimport cython
@@ -377,7 +378,7 @@ cdef class Protocol(Router):
             rc = self.blame(NOT_HERE, key, epoch)
         elif not self.faults & FAULT_NO_NEXT:
             t = <transfer_t*>transfer_of(word)
-            if t.next_owner >= 0:
+            if t.next_owner >= 0 and not self.faults & FAULT_OVERWRITE_NEXT:
                 rc = self.blame(SECOND_NEXT, key, epoch)
             else:
                 t.next_owner = next_owner
@@ -429,6 +430,7 @@ cdef class Protocol(Router):
         cdef Key* out_keys
         cdef uint32_t* out_epochs
         cdef char* values
+        cdef char* early
         cdef uint64_t word
         cdef int rc = FINE
         for j in range(count):
@@ -447,6 +449,7 @@ cdef class Protocol(Router):
                 expect_row(s, keys[chosen[j + ROW_AHEAD]])
             key = keys[chosen[j]]
             epoch = epochs[chosen[j]] if epochs != NULL else directory_epoch(self.directory, key) + 1
+            early = self.copy_early(key) if unlikely(self.faults & FAULT_LOST_UPDATE) and j == 0 else NULL
             word = latch(s, key)
             if state_of(s, key, word) != HERE:              # the same key twice in one message
                 rc = self.blame(NOT_HERE, key, epoch)
@@ -454,6 +457,7 @@ cdef class Protocol(Router):
                 rc = self.blame(BAD_EPOCH, key, epoch)
             if rc != FINE:
                 unlatch(s, key, word)
+                free(early)
                 break
             if epochs == NULL:
                 self.move_owner(key, to, epoch)
@@ -461,6 +465,9 @@ cdef class Protocol(Router):
                 remember_owner(self.directory, key, to)
             word = remove_row(s, key, word, epoch, values)
             unlatch(s, key, word)
+            if unlikely(early != NULL):
+                memcpy(values, early, stored_bytes(s, key))
+                free(early)
             out_keys[j] = key
             out_epochs[j] = epoch
             if unlikely(self.trace_ != NULL):
@@ -471,6 +478,17 @@ cdef class Protocol(Router):
             rc = self.blame(SEND_FAILED, -1, 0)
         self.sink.unlock(to)
         return rc
+
+    cdef char* copy_early(self, Key key) noexcept nogil:
+        """FAULT_LOST_UPDATE: a copy of the row as it is now, before others get a turn; NULL if the key is not here."""
+        cdef uint64_t word = latch(self.store, key)
+        cdef char* row = row_of(self.store, key, &word) if state_of(self.store, key, word) == HERE else NULL
+        cdef char* copy = <char*>malloc(stored_bytes(self.store, key)) if row != NULL else NULL
+        if copy != NULL:
+            memcpy(copy, row, stored_bytes(self.store, key))
+        unlatch(self.store, key, word)
+        self.between()
+        return copy
 
     cdef int handle_transfer(self, header_t* h, const Key* keys, const uint32_t* epochs, const char* vals) noexcept nogil:
         """Requester: apply what waited, keep the keys, or send on those that have a next owner."""
@@ -530,6 +548,10 @@ cdef class Protocol(Router):
         if now_here == 0:
             unlatch(self.store, key, word)
             return self.blame(NO_MEMORY, key, epoch)
+        if unlikely(self.faults & FAULT_EARLY_ROW):
+            unlatch(self.store, key, now_here)
+            self.between()
+            now_here = latch(self.store, key)
         rc = self.apply_queue(t, key, row_of(self.store, key, &now_here))
         unlatch(self.store, key, now_here)
         if self.watch_begin <= key < self.watch_end:
@@ -586,10 +608,12 @@ cdef class Protocol(Router):
                     continue
                 memcpy(values, <const char*>h + w.offsets[j], stored_bytes(s, key))
                 rc = self.apply_queue(t, key, values)
+                if unlikely(self.faults & FAULT_QUEUE_LOST):
+                    memcpy(values, <const char*>h + w.offsets[j], stored_bytes(s, key))
                 remember_owner(self.directory, key, to)
                 unlatch(s, key, gone_word(t.next_epoch))
                 out_keys[count] = key
-                out_epochs[count] = t.next_epoch
+                out_epochs[count] = epochs[w.misses[j]] if unlikely(self.faults & FAULT_OLD_EPOCH) else t.next_epoch
                 if unlikely(self.trace_ != NULL):
                     trace_add(self.trace_, self.now, key, to, t.next_epoch, False)
                 transfer_free(t)
@@ -609,9 +633,15 @@ cdef class Protocol(Router):
     cdef int apply_queue(self, transfer_t* t, Key key, char* row) noexcept nogil:
         """Under the latch: apply the queued operations to the arrived row in their order, and note the answers."""
         cdef entry_t* e
+        cdef op_t* op
         cdef int rc
         while t.first != NULL:
             e = t.first
+            if unlikely(self.faults & FAULT_NO_COPY) and not e.routed and e.kind != OP_LOCALIZE and e.value_bytes:
+                op = self.find_op(e.worker, e.ts)
+                if op != NULL:
+                    memcpy(entry_values(e), op.vals + (op.offsets[e.position] if self.store.visible != NULL
+                                                       else e.position * e.value_bytes), e.value_bytes)
             if e.kind == OP_PUSH:
                 add_values(self.store, key, row, entry_values(e))
             elif e.kind == OP_SET:

@@ -13,6 +13,15 @@ cdef enum Fault:                # seeded protocol bugs, for the tests that show 
     FAULT_DROP_QUEUE = 16       # noting a next owner forgets the queued operations
     FAULT_NO_NEXT = 32          # a HAND_OVER that meets a key in transfer is ignored
     FINE_STEPS = 64             # no bug: calls Sink.step wherever another thread may come in between
+    FAULT_LOST_UPDATE = 128     # a TRANSFER has the value of a moment before its first key leaves
+    FAULT_CACHE_FORWARD = 256   # the server thread forwards to the owner that the location cache names
+    FAULT_OVERWRITE_NEXT = 512  # FAULT_LATE_DIRECTORY, and a second next owner takes the place of the first
+    FAULT_NO_COPY = 1024        # a worker's queued push or set is read out of its array when the key comes
+    FAULT_EARLY_ROW = 2048      # a key that comes can be used before its queue is applied
+    FAULT_OLD_EPOCH = 4096      # a key that is passed on keeps its epoch
+    FAULT_REVERSE_QUEUE = 8192  # queued operations are applied last first
+    FAULT_STALE_HOME = 16384    # home does not look again at its directory under the channel's lock
+    FAULT_QUEUE_LOST = 32768    # a key is passed on as it came, without what waited for it
 
 
 cdef enum Violation:            # what handle() found wrong; see VIOLATIONS in _protocol.pyx

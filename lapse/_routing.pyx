@@ -13,7 +13,7 @@ from lapse._sink cimport out_t
 from lapse._store cimport (AWAY, COMING, HERE, KeyState, add_values, away_epoch, incoming_word, is_home, latch, row_of, slot_word, state_of,
                            store_t, stored_bytes, transfer_of, unlatch, visible_bytes)
 from lapse._sync cimport add_i64, load_i64, store_i32, store_i64, unlikely
-from lapse._transfers cimport entry_new, entry_t, entry_values, transfer_append, transfer_new, transfer_t
+from lapse._transfers cimport entry_new, entry_t, entry_values, transfer_append, transfer_new, transfer_prepend, transfer_t
 from lapse._types cimport ERR_FAILED, ERR_MEMORY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET
 from lapse._wire cimport FRAME_BYTES, HAND_OVER, HEADER_BYTES, LOCALIZE, PUSH, SET, aux_bytes, frame_bytes, header_t
 
@@ -118,7 +118,7 @@ cdef class Router(NodeState):
             return self.me
         if is_home(self.store, key):
             return owner_of(self.directory, key)
-        if b.caches and b.kind != OP_LOCALIZE:
+        if (b.caches or (unlikely(self.faults & FAULT_CACHE_FORWARD) and not b.own)) and b.kind != OP_LOCALIZE:
             if not self.faults & FAULT_NO_CACHE_RULE and pin_find(&b.w.pins, key, &pin):
                 return pin.route
             guess = cached_owner(self.directory, key)
@@ -166,7 +166,10 @@ cdef class Router(NodeState):
                 e.wanted = 0
                 if size:
                     memcpy(entry_values(e), b.vals + entry_offset(b, self.store, i), size)
-                transfer_append(<transfer_t*>transfer_of(word), e)
+                if unlikely(self.faults & FAULT_REVERSE_QUEUE):
+                    transfer_prepend(<transfer_t*>transfer_of(word), e)
+                else:
+                    transfer_append(<transfer_t*>transfer_of(word), e)
         unlatch(self.store, key, word)
         if result == SETTLED:
             b.done += 1
@@ -198,7 +201,7 @@ cdef class Router(NodeState):
         if state_of(self.store, key, slot_word(self.store, key)) != AWAY:
             if not (self.faults & FAULT_NO_QUEUE and b.kind != OP_LOCALIZE):
                 return self.settle(b, i)
-        if home and owner_of(self.directory, key) != dest:
+        if home and owner_of(self.directory, key) != dest and not self.faults & FAULT_STALE_HOME:
             return STILL_AWAY
         if b.kind != OP_LOCALIZE:
             return self.pinned_go(b, key, dest)
@@ -385,7 +388,7 @@ cdef class Router(NodeState):
     cdef void move_owner(self, Key key, Rank owner, Epoch epoch) noexcept nogil:
         """Home's directory names another owner, on receipt of the LOCALIZE."""
         cdef int i = self.late_used
-        if unlikely(self.faults & FAULT_LATE_DIRECTORY) and i < 64:
+        if unlikely(self.faults & (FAULT_LATE_DIRECTORY | FAULT_OVERWRITE_NEXT)) and i < 64:
             self.late_keys[i] = key
             self.late_owners[i] = owner
             self.late_epochs[i] = epoch

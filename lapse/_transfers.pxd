@@ -37,3 +37,4 @@ cdef void transfer_free(transfer_t*) noexcept nogil                        # fre
 cdef entry_t* entry_new(size_t value_bytes) noexcept nogil                 # NULL: out of memory
 cdef void entry_free(entry_t*) noexcept nogil
 cdef void transfer_append(transfer_t*, entry_t*) noexcept nogil
+cdef void transfer_prepend(transfer_t*, entry_t*) noexcept nogil           # FAULT_REVERSE_QUEUE

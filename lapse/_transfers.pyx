@@ -46,3 +46,10 @@ cdef void transfer_append(transfer_t* t, entry_t* e) noexcept nogil:
     else:
         t.last.next = e
     t.last = e
+
+
+cdef void transfer_prepend(transfer_t* t, entry_t* e) noexcept nogil:
+    e.next = t.first
+    t.first = e
+    if t.last == NULL:
+        t.last = e

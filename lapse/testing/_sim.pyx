@@ -6,8 +6,9 @@ from libc.string cimport memcpy, memset
 
 from lapse._directory cimport directory_epoch, home_of, owner_of
 from lapse._operations cimport op_finished, worker_t
-from lapse._protocol cimport (FAULT_DROP_QUEUE, FAULT_LATE_DIRECTORY, FAULT_NO_CACHE_RULE, FAULT_NO_NEXT, FAULT_NO_QUEUE,
-                              FAULT_SPLIT_ROUTE, FINE, FINE_STEPS, Protocol)
+from lapse._protocol cimport (FAULT_CACHE_FORWARD, FAULT_DROP_QUEUE, FAULT_EARLY_ROW, FAULT_LATE_DIRECTORY, FAULT_LOST_UPDATE,
+                              FAULT_NO_CACHE_RULE, FAULT_NO_COPY, FAULT_NO_NEXT, FAULT_NO_QUEUE, FAULT_OLD_EPOCH, FAULT_OVERWRITE_NEXT,
+                              FAULT_QUEUE_LOST, FAULT_REVERSE_QUEUE, FAULT_SPLIT_ROUTE, FAULT_STALE_HOME, FINE, FINE_STEPS, Protocol)
 from lapse._sampling cimport PRELOC, Sampler, Sampling
 from lapse._store cimport COMING, HERE, absent_rows, epoch_of, pull_rows, push_rows, set_rows, slot_word, state_of, store_t
 from lapse._sync cimport fence, load_i64, load_u32, store_u32
@@ -651,5 +652,8 @@ cdef Py_ssize_t rows(store_t* store, int kind, const Key* keys, Py_ssize_t n, in
 FAULTS = {
     "split_route": FAULT_SPLIT_ROUTE, "no_cache_rule": FAULT_NO_CACHE_RULE, "late_directory": FAULT_LATE_DIRECTORY,
     "no_queue": FAULT_NO_QUEUE, "drop_queue": FAULT_DROP_QUEUE, "no_next": FAULT_NO_NEXT,
+    "lost_update": FAULT_LOST_UPDATE, "cache_forward": FAULT_CACHE_FORWARD, "no_copy": FAULT_NO_COPY, "early_row": FAULT_EARLY_ROW,
+    "old_epoch": FAULT_OLD_EPOCH, "reverse_queue": FAULT_REVERSE_QUEUE, "stale_home": FAULT_STALE_HOME, "queue_lost": FAULT_QUEUE_LOST,
+    "overwrite_next": FAULT_OVERWRITE_NEXT,
     "loss": FAULT_LOSS, "duplicate": FAULT_DUPLICATE, "reorder": FAULT_REORDER, "no_sequence": FAULT_NO_SEQUENCE,
 }

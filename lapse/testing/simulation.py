@@ -57,15 +57,18 @@ class Result(NamedTuple):
 class Violation(Exception):
     """A schedule broke an invariant or the guarantee.
 
-    problem: one sentence. key: the key that it is about, or -1. trace: lines, the last one last. command: what replays it.
+    problem: one sentence. key: the key that it is about, or -1. trace: lines, the last one last. command: what replays it. settings: the
+    Simulation's.
     """
 
-    def __init__(self, problem: str, key: int, trace: list[str], seed: int, command: str):
+    def __init__(self, problem: str, key: int, trace: list[str], seed: int, command: str,
+                 settings: dict | None = None):
         super().__init__(problem)
         self.problem, self.key, self.trace, self.seed, self.command = problem, key, trace, seed, command
+        self.settings = dict(settings or {})
 
     def __reduce__(self):
-        return Violation, (self.problem, self.key, self.trace, self.seed, self.command)
+        return Violation, (self.problem, self.key, self.trace, self.seed, self.command, self.settings)
 
     def __str__(self):
         lines = "\n".join("  " + line for line in self.trace)
@@ -116,11 +119,12 @@ class Simulation:
                             sampling=settings["sampling"])
         if schedule.run():
             problem, key = self._describe(schedule)
-            raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command())
+            raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command(), settings)
         reads, seen, writes, accesses = schedule.history()
         for finding in check(History(reads, seen, writes)) or check_registers(accesses):
             who = f" (worker {finding.worker} is {self._actor(settings['nodes'] + finding.worker)})" if finding.worker >= 0 else ""
-            raise Violation(finding.text + who, finding.key, self._trace(schedule, finding.key, finding), self.seed, self.command())
+            raise Violation(finding.text + who, finding.key, self._trace(schedule, finding.key, finding), self.seed, self.command(),
+                            settings)
         turns, switches, messages, trace_hash = schedule.figures()
         return Result(self.seed, turns, switches, messages, schedule.operations, schedule.relocations, trace_hash)
 

@@ -28,11 +28,10 @@ def command(*args, timeout=600):
 
 def find(schedules, settings, **more):
     """The first violation and how many schedules it took, or None."""
-    for i in range(schedules):
-        try:
-            Simulation(i + 1, **settings[i % len(settings)], **more).run()
-        except Violation as violation:
-            return i + 1, violation
+    for seed in range(1, schedules + 1):
+        violation = campaign.attempt(seed, {**campaign.setting_of(seed, settings), **more})
+        if violation is not None:
+            return seed, violation
     return None
 
 
@@ -88,6 +87,15 @@ def test_a_fault_is_found_through_sampled_pulls(scheme):
     ("no_queue", ["sync", "async", "mixed"], False),
     ("drop_queue", ["sync", "async", "mixed"], False),
     ("no_next", ["sync", "async", "mixed"], False),
+    ("lost_update", ["sync", "async", "mixed"], False),
+    ("cache_forward", ["sync", "async", "mixed"], True),
+    ("overwrite_next", ["sync", "async", "mixed"], False),
+    ("no_copy", ["sync", "async", "mixed"], False),
+    ("early_row", ["async", "mixed"], False),
+    ("old_epoch", ["sync", "async", "mixed"], False),
+    ("reverse_queue", ["async", "mixed"], False),
+    ("stale_home", ["sync", "async", "mixed"], False),
+    ("queue_lost", ["sync", "async", "mixed"], False),
     ("loss", ["sync", "async", "mixed"], False),
     ("duplicate", ["sync", "async", "mixed"], False),
     ("reorder", ["sync", "async", "mixed"], False),
@@ -102,15 +110,53 @@ def test_every_fault_is_found(fault, modes, caches):
 
 
 def test_faults_that_need_asynchronous_operations():
-    for fault in ("split_route", "no_cache_rule", "reorder,no_sequence"):
+    for fault in ("split_route", "no_cache_rule", "early_row", "reverse_queue", "reorder,no_sequence"):
         assert find(100, campaign.configurations(modes=["sync"], shared_memory=[True]), faults=fault) is None
 
 
 def test_same_seed_same_trace():
-    for i, settings in enumerate(campaign.configurations()):
+    for i, settings in enumerate(campaign.configurations(keys=[3], sampling=["none", "preloc"])):
         assert Simulation(i, **settings).run() == Simulation(i, **settings).run()
     hashes = {Simulation(seed).run().trace_hash for seed in range(50)}
     assert len(hashes) == 50
+
+
+def test_a_range_can_be_cut():
+    """One trace hash of a range of seeds, in one piece or in several, in one process or two."""
+    settings = campaign.configurations()
+    whole = campaign.run(101, 1200, settings)
+    assert whole.violation is None
+    assert campaign.run(101, 433, settings) + campaign.run(534, 767, settings) == whole
+    assert campaign.run(101, 1200, settings, processes=2) == whole
+    assert campaign.run(102, 1200, settings).trace_hash != whole.trace_hash
+
+
+def test_record():
+    first, again = (command("--seeds", "5-204") for _ in range(2))
+    record = re.compile(r"^commit \S+, seeds 5-204, trace hash ([0-9a-f]{16}), \d+ schedules/s, 0 violations$", re.MULTILINE)
+    assert first.returncode == again.returncode == 0, first.stdout + first.stderr
+    assert record.search(first.stdout)[1] == record.search(again.stdout)[1]
+
+
+def test_a_violation_shrinks_to_a_test_that_runs():
+    _, violation = find(1000, campaign.configurations(nodes=[4], workers=[3], keys=[4]), faults=FAULTS["no_next"])
+    least = campaign.shrink(violation)
+    for name in ("nodes", "workers", "keys", "ops"):
+        assert least.settings[name] <= violation.settings[name]
+    assert least.settings["ops"] < 12
+    names = {}
+    exec(campaign.as_test(least), names)            # what a user would paste
+    with pytest.raises(Violation) as again:
+        names[f"test_seed_{least.seed}"]()
+    assert again.value.problem == least.problem
+
+
+def test_faults_command(capsys):
+    from lapse.testing.__main__ import main
+    assert main(["faults", "--schedules", "1"]) == 1        # one schedule finds some of them, not all
+    out = capsys.readouterr()
+    assert "NOT FOUND" in out.out
+    assert "faults were not found in 1 schedules each" in out.err
 
 
 def test_result():
