@@ -64,6 +64,11 @@ def learned(text: str) -> None:
     assert len(found) == 2 and min(found) >= 0.5, f"MRR after 4 epochs: {found}"
 
 
+def trained(text: str) -> None:
+    found = re.findall(r"loss (\S+) -> (\S+)", text)
+    assert all(float(last) < 0.4 * float(first) for first, last in found), f"losses: {found}"
+
+
 def sums(nodes: int) -> Check:
     """Every worker's every sum is the expected one."""
     def check(text: str) -> None:
@@ -140,13 +145,13 @@ CHECKS: list[tuple[str, Check]] = [
     (rf"{LOCAL} -s 2 build/apps/word2vec .*--num_iterations 4 .*",
      both(falls(r"epoch \d+: .*?loss (\S+),", 4), says(r"word2vec: OK \(2 nodes x 2 workers, 4 epochs, .*\)"))),
     (rf"{LOCAL} -s 4 build/tests/test_dynamic_allocation", total(4, 2)),
+    (r"python -m lapse run -s 2 python bindings/embedding\.py", both(trained, says(r"node \d: loss .*", count=2))),
     (r"python bindings/example\.py", says(*(rf"node {node} worker {worker}: OK" for node in range(4) for worker in range(2)),
                                           r"bindings: OK \(4 nodes x 2 workers\)")),
 ]
 # What the README does not have line by line.
 MORE = ["make help", "build/apps/matrix_factorization --help", "build/apps/knowledge_graph_embeddings --help", "build/apps/word2vec --help",
-        "build/tests/test_dynamic_allocation --help", "python tracker/dmlc_local.py --help", "python tracker/dmlc_ssh.py --help",
-        "python bindings/example.py", "make"]
+        "build/tests/test_dynamic_allocation --help", "python tracker/dmlc_local.py --help", "python tracker/dmlc_ssh.py --help", "make"]
 
 
 def check_of(command: str) -> Check | None:

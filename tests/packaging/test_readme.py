@@ -24,6 +24,23 @@ def test_every_check_of_the_seed_has_a_command():
         assert [command for command in seed.plan() if re.fullmatch(pattern, command)], f"no command is {pattern}"
 
 
+def test_the_seed_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
+    commands = ["echo one", "echo two", "exit 3", "sleep 60 & echo three"]
+    monkeypatch.setattr(seed, "FOLDER", tmp_path / "seed")
+    monkeypatch.setattr(seed.readme, "ROOT", tmp_path)
+    monkeypatch.setattr(seed, "clone", lambda tree: tree.mkdir(parents=True))
+    monkeypatch.setattr(seed, "plan", lambda: commands)
+    monkeypatch.setattr(seed, "CHECKS", [("echo one", seed.says("one")), ("echo two", seed.says("three")), (".*", lambda text: None)])
+    assert seed.main([]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if " s  " in line] == ["ok", "FAILED", "FAILED", "ok"]
+    assert said[-3:-1] == ["seed: failed: echo two: 0 lines are 'three', not 1 (see seed/01.log)",
+                           "seed: failed: exit 3: exit code 3 (see seed/02.log)"]
+    assert said[-1].startswith("seed: 2 passed, 2 failed in ")
+    assert (tmp_path / "seed/01.log").read_text() == "two\n"
+    assert seed.main(["one"]) == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command):
     """The line as it stands, with the Python of this test first on the path, and lapse as if it were installed."""
