@@ -558,7 +558,7 @@ def _at_exit():
 
 
 def _at_end_of_child():
-    """The end of a process that multiprocessing forked, whose atexit is never run. As there, threads come first, unless an error is on its way."""
+    """The end of a process that multiprocessing forked, where atexit does nothing. Threads come first, unless an error is on its way."""
     error = sys.exc_info()[1]
     if error is None:
         for thread in threading.enumerate():

@@ -1,4 +1,4 @@
-"""Scripts in the way of the bindings of the C++ system: processes forked by torch.multiprocessing, tensors, threads. And what goes wrong there."""
+"""Scripts in the way of the bindings of the C++ system: processes forked by torch.multiprocessing, tensors, threads; and their errors."""
 import re
 import sys
 import textwrap
@@ -168,8 +168,9 @@ def test_a_fork_after_the_server_gets_an_error(script):
 
         def child():
             for name, call in (("pull", lambda: kv.pull(torch.tensor([1]), torch.zeros(2))), ("push", lambda: kv.push([1], torch.ones(2))),
-                               ("asynchronous pull", lambda: kv.pull([1], torch.zeros(2), True)), ("Worker", lambda: lapse.Worker(1, server)),
-                               ("barrier", kv.barrier), ("finalize", kv.finalize), ("shutdown", server.shutdown)):
+                               ("asynchronous pull", lambda: kv.pull([1], torch.zeros(2), True)),
+                               ("Worker", lambda: lapse.Worker(1, server)), ("barrier", kv.barrier), ("finalize", kv.finalize),
+                               ("shutdown", server.shutdown)):
                 try:
                     call()
                     print(name, "went through", flush=True)

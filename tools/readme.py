@@ -8,7 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # What `make check` runs anyway, or what needs a machine of its own.
-ELSEWHERE = re.compile(r"make (check|seed|test|bench|asan|tsan|packaging|dev)\b|(python3? -m )?(pip install|venv)|git clone|cd |source |\. ")
+ELSEWHERE = re.compile(r"make (check|seed|test|bench|asan|tsan|packaging|dev)\b|(python3? -m )?(pip install|venv)"
+                       r"|git clone|cd |source |\. ")
 
 
 def blocks(language):
