@@ -154,9 +154,14 @@ MORE = ["make help", "build/apps/matrix_factorization --help", "build/apps/knowl
         "build/tests/test_dynamic_allocation --help", "python tracker/dmlc_local.py --help", "python tracker/dmlc_ssh.py --help", "make"]
 
 
+def bare(command: str) -> str:
+    """A command without its comment."""
+    return command.split("  #")[0].strip()
+
+
 def check_of(command: str) -> Check | None:
     """How the result of a command is checked; None: nobody does."""
-    return next((check for pattern, check in CHECKS if re.fullmatch(pattern, command.split("  #")[0].strip())), None)
+    return next((check for pattern, check in CHECKS if re.fullmatch(pattern, bare(command))), None)
 
 
 def plan() -> list[str]:
