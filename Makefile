@@ -32,7 +32,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging check sim sim-faults demo docs model bench lint asan tsan dev clean help FORCE
+.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults demo docs model bench lint asan tsan dev clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -48,9 +48,13 @@ test: all kernels build/stamps/environment-dev   ## run the tests
 packaging: all kernels build/stamps/environment-dev   ## run the tests of the sdist, the wheel, and of every command in the README
 	"$(PYTHON)" -m pytest tests/packaging $(ARGS)
 
-check: lint model                  ## all that a change must pass: lint, the model, build, tests, packaging
+seed: build/stamps/environment-dev     ## run the commands of the README on a clean clone, and check what they print
+	@"$(PYTHON)" tools/seed.py $(ARGS)
+
+check: lint model                  ## all that a change must pass: lint, the model, build, tests, packaging, the seed
 	$(MAKE) test
 	$(MAKE) packaging
+	$(MAKE) seed
 
 SEEDS ?= 1-20000
 sim: build/stamps/lapse build/stamps/environment-dev   ## run schedules of the simulation, and print the record (SEEDS=1-1000000)
@@ -93,7 +97,7 @@ dev: build/stamps/environment-dev      ## install what only some tests use: torc
 clean:                             ## remove what was made, but for build/venv
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name venv -exec rm -rf {} +; fi
 	rm -rf dist lapse.egg-info .pytest_cache .ruff_cache
-	find $(wildcard lapse apps tests tracker tools benchmarks examples) \( -name '*.so' -o -name '*.c' -o -name __pycache__ \) \
+	find $(wildcard lapse apps tests tracker tools benchmarks examples bindings) \( -name '*.so' -o -name '*.c' -o -name __pycache__ \) \
 	    -exec rm -rf {} +
 
 help:                              ## list the targets
@@ -173,7 +177,7 @@ SANITIZED ?= tests/unit $(patsubst %,"tests/test_programs.py::test_program[%---s
 # These look at signals, of which a sanitizer's runtime has its own.
 UNSANITIZED = $(addprefix tests/unit/test_launch.py::,test_the_nodes_environment \
     test_the_first_failed_node_is_named_and_its_code_returned)
-TREE := $(wildcard Makefile setup.py pyproject.toml README.md LICENSE NOTICE lapse apps tests tracker tools benchmarks examples)
+TREE := $(wildcard Makefile setup.py pyproject.toml README.md LICENSE NOTICE lapse apps tests tracker tools benchmarks examples bindings)
 REPORTS = log_path=$(CURDIR)/build/$@/report
 define sanitize
 	mkdir -p build/$(1)

@@ -41,8 +41,35 @@ def python_calls(worker: lapse.Worker, keys: np.ndarray, vals: np.ndarray) -> in
     return took
 
 
-def one_key(worker: lapse.Worker, size: dict) -> dict[str, list[float]]:
-    """Nanoseconds per call, one entry per round."""
+def tensor_calls(worker: lapse.Worker, size: dict) -> dict[str, tuple[list[float], list[float]]]:
+    """Nanoseconds per call on tensors and on arrays, in the same rounds; nothing where PyTorch is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    random = np.random.default_rng(2)
+    sides: dict[str, tuple[list[float], list[float]]] = {}
+    for keys_per_call, calls in ((1, size["calls"]), (size["keys_per_call"], max(10, size["calls"] // size["keys_per_call"]))):
+        for name, operation in (("pull", worker.pull), ("push", worker.push)):
+            both = sides[f"{name} of {keys_per_call:,} key{'s' if keys_per_call > 1 else ''} per call"] = ([], [])
+            vals = np.zeros((keys_per_call, LENGTH), np.float32)
+            turns = ((lambda keys: list(torch.from_numpy(keys)), torch.from_numpy(vals), both[0]), (list, vals, both[1]))
+            for number in range(2 * size["rounds"] + 2):
+                for rows_of, room, side in turns if number % 2 else turns[::-1]:
+                    took = 0
+                    for _ in range(max(1, calls // 1000)):          # other keys each time: nobody is to find them in the cache
+                        rows = rows_of(random.integers(0, worker.num_keys, (min(1000, calls), keys_per_call)))
+                        start = time.perf_counter_ns()
+                        for row in rows:
+                            operation(row, room)
+                        took += time.perf_counter_ns() - start
+                    if number > 1:
+                        side.append(took / (len(rows) * max(1, calls // 1000)))
+    return sides
+
+
+def one_key(worker: lapse.Worker, size: dict) -> tuple[dict[str, list[float]], dict[str, tuple[list[float], list[float]]]]:
+    """Nanoseconds per call, one entry per round; and those of tensor_calls."""
     fill(worker)
     random = np.random.default_rng(1)
     calls, num_keys = size["calls"], worker.num_keys
@@ -62,7 +89,7 @@ def one_key(worker: lapse.Worker, size: dict) -> dict[str, list[float]]:
         if number > 0:
             for name, nanoseconds in took.items():
                 figures.setdefault(name, []).append(nanoseconds / calls)
-    return figures
+    return figures, tensor_calls(worker, size)
 
 
 # --- two threads, two processes ------------------------------------------------------------------------------------------------------
@@ -174,7 +201,7 @@ def sizes(quick: bool) -> dict:
 def run(quick: bool = False, size: dict | None = None) -> list[Row]:
     size = size or sizes(quick)
     progress("calls: one key per call")
-    one = lapse.launch(one_key, 1, 1, num_keys=size["num_keys"], value_length=LENGTH, args=(size,))[0][0]
+    one, tensors = lapse.launch(one_key, 1, 1, num_keys=size["num_keys"], value_length=LENGTH, args=(size,))[0][0]
     rows = [
         Row("one key per call, from Python", median(one["Python"]), "ns", bound="< 400", cpp="1300 ns"),
         Row("one key per call, from Cython", median(one["Cython"]), "ns", median(one["latched copy"]), "slot, latch and copy",
@@ -183,6 +210,8 @@ def run(quick: bool = False, size: dict | None = None) -> list[Row]:
         Row("one key per call of 1,000 different keys, from Python", median(one["Python, 1,000 keys"]), "ns"),
         Row("one key per call of 1,000 different keys, from Cython", median(one["Cython, 1,000 keys"]), "ns"),
     ]
+    for what, (ours, arrays) in tensors.items():
+        rows.append(against(f"tensors, {what}", ours, "ns", "arrays", arrays, "<= 1.1"))
     for (language, operation), measured in scaling(size).items():
         threads = [two / single for two, single in zip(measured["2 threads"], measured["1 thread"], strict=True)]
         processes = [two / single for two, single in zip(measured["2 processes"], measured["1 process"], strict=True)]

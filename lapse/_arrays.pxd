@@ -1,15 +1,26 @@
 """What Python callers hand over as keys and values, checked: afterwards only pointers are used.
 
-The functions return the argument's own memory as an array (never a copy, except for a list, tuple or range), so that what is
-written through its pointer is seen by the caller. Keeping the returned array keeps the memory.
+A view looks at the argument's own memory (never at a copy, except of a list, tuple or range), so that what is written through it is
+seen by the caller. It is good for as long as the object that comes with it is kept: during a call that is enough. What is to outlive
+the call is kept as `lasting` makes of it.
 """
 cimport numpy as cnp
 
-# keys: 1-D int64. A list, tuple or range of ints is converted.
-cdef cnp.ndarray key_array(object keys)
+ctypedef struct view_t:
+    void* data
+    Py_ssize_t size         # numbers
+    Py_ssize_t first        # of the first dimension
+    int ndim
+
+# keys: 1-D int64; `written`: a call fills them, so they must be writeable and may not be a list. Else a list of ints is converted.
+cdef object key_view(object keys, bint written, view_t* view)
 # vals: 1-D or 2-D of number type `typenum`; `written`: must be writeable and may not be a list.
-cdef cnp.ndarray value_array(object vals, int typenum, bint written)
+cdef object value_view(object vals, int typenum, bint written, view_t* view)
+# An object whose memory stays where it is: a tensor's could be exchanged or made larger.
+cdef object lasting(object kept)
+# keys as key_view takes them, as an array of the same memory.
+cdef cnp.ndarray key_array(object keys)
+# What a view's shape is called in messages.
+cdef object shape_of(object vals)
 # NPY_ number of a ValueType.
 cdef int numpy_type(int dtype) noexcept nogil
-# keys that a call fills: 1-D int64, writeable.
-cdef cnp.ndarray drawn_array(object keys)

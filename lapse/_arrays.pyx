@@ -1,20 +1,62 @@
 """Arrays of Python callers, checked in place.
 
 Design: the common case, an exact ndarray that is as it should be, is one type comparison, one flag test and one number-type
-test (a few nanoseconds). Everything else goes through `as_array`, which knows torch tensors without importing torch: where no
-tensor exists, nobody has imported it. Every check comes before any effect. Runs with the GIL; no state of its own.
+test (a few nanoseconds). An exact torch.Tensor that is as it should be is looked at through DLPack's C functions, which its class
+hands out. Everything else goes through `as_array`. Nothing here imports torch: where no tensor exists, nobody has. Every check comes
+before any effect. Runs with the GIL; no state but what the first tensor taught about torch.
 """
 import sys
 
 import numpy as np
 
 cimport numpy as cnp
-from cpython.object cimport PyTypeObject, Py_TYPE
+from cpython.exc cimport PyErr_Clear
+from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from lapse._types cimport FLOAT32, FLOAT64, INT32
 
 from lapse.errors import KeyRangeError
 
 cnp.import_array()
+
+cdef enum:
+    DL_CPU = 1                  # numbers of DLPack 1.x, see https://dmlc.github.io/dlpack/latest/c_api.html
+    DL_INT = 0
+    DL_FLOAT = 2
+
+ctypedef struct DLDevice:
+    int32_t device_type
+    int32_t device_id
+
+ctypedef struct DLDataType:
+    uint8_t code
+    uint8_t bits
+    uint16_t lanes
+
+ctypedef struct DLTensor:
+    void* data
+    DLDevice device
+    int32_t ndim
+    DLDataType dtype
+    int64_t* shape
+    int64_t* strides            # in numbers
+    uint64_t byte_offset
+
+ctypedef int (*export_t)(PyObject*, DLTensor*) noexcept
+
+ctypedef struct exchange_api_t:
+    uint32_t major
+    uint32_t minor
+    void* prev                  # the table of an older major version
+    void* managed_tensor_allocator
+    void* managed_tensor_from_py_object_no_sync
+    void* managed_tensor_to_py_object_no_sync
+    export_t dltensor_from_py_object_no_sync
+    void* current_work_stream
+
+cdef object tensor_class = None     # torch.Tensor, once a tensor has come
+cdef export_t export = NULL         # looks at one: no reference, no copy
 
 
 cdef int numpy_type(int dtype) noexcept nogil:
@@ -27,45 +69,103 @@ cdef int numpy_type(int dtype) noexcept nogil:
     return cnp.NPY_INT64
 
 
-cdef cnp.ndarray key_array(object keys):
+cdef object key_view(object keys, bint written, view_t* view):
     cdef cnp.ndarray a
     if Py_TYPE(keys) == <PyTypeObject*>cnp.ndarray:
         a = <cnp.ndarray>keys
-        if cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_TYPE(a) == cnp.NPY_INT64 and cnp.PyArray_NDIM(a) == 1:
+        if ((cnp.PyArray_ISCARRAY(a) if written else cnp.PyArray_ISCARRAY_RO(a)) and cnp.PyArray_TYPE(a) == cnp.NPY_INT64
+                and cnp.PyArray_NDIM(a) == 1):
+            look_at(a, view)
             return a
-    elif isinstance(keys, (list, tuple, range)):
+    elif look_at_tensor(keys, cnp.NPY_INT64, view) and view.ndim == 1:
+        return keys
+    elif not written and isinstance(keys, (list, tuple, range)):
         keys = keys_of_numbers(keys)
-    a = checked("keys", as_array("keys", keys), cnp.NPY_INT64, False)
+    a = checked("keys", as_array("keys", keys), cnp.NPY_INT64, written)
     if cnp.PyArray_NDIM(a) != 1:
         raise ValueError(f"keys must have one dimension, not {cnp.PyArray_NDIM(a)}")
+    look_at(a, view)
     return a
 
 
-cdef cnp.ndarray drawn_array(object keys):
-    cdef cnp.ndarray a
-    if Py_TYPE(keys) == <PyTypeObject*>cnp.ndarray:
-        a = <cnp.ndarray>keys
-        if cnp.PyArray_ISCARRAY(a) and cnp.PyArray_TYPE(a) == cnp.NPY_INT64 and cnp.PyArray_NDIM(a) == 1:
-            return a
-    a = checked("keys", as_array("keys", keys), cnp.NPY_INT64, True)
-    if cnp.PyArray_NDIM(a) != 1:
-        raise ValueError(f"keys must have one dimension, not {cnp.PyArray_NDIM(a)}")
-    return a
-
-
-cdef cnp.ndarray value_array(object vals, int typenum, bint written):
+cdef object value_view(object vals, int typenum, bint written, view_t* view):
     cdef cnp.ndarray a
     if Py_TYPE(vals) == <PyTypeObject*>cnp.ndarray:
         a = <cnp.ndarray>vals
         if ((cnp.PyArray_ISCARRAY(a) if written else cnp.PyArray_ISCARRAY_RO(a)) and cnp.PyArray_TYPE(a) == typenum
                 and 1 <= cnp.PyArray_NDIM(a) <= 2):
+            look_at(a, view)
             return a
+    elif look_at_tensor(vals, typenum, view) and 1 <= view.ndim <= 2:
+        return vals
     elif not written and isinstance(vals, (list, tuple)):
         vals = values_of_numbers(vals, typenum)
     a = checked("vals", as_array("vals", vals), typenum, written)
     if not 1 <= cnp.PyArray_NDIM(a) <= 2:
         raise ValueError(f"vals must have one dimension, or two (keys x values per key), not {cnp.PyArray_NDIM(a)}")
+    look_at(a, view)
     return a
+
+
+cdef object lasting(object kept):
+    return kept if kept is None or isinstance(kept, np.ndarray) else kept.numpy()
+
+
+cdef cnp.ndarray key_array(object keys):
+    cdef view_t view
+    return lasting(key_view(keys, False, &view))
+
+
+cdef object shape_of(object vals):
+    return tuple(vals.shape)
+
+
+cdef void look_at(cnp.ndarray a, view_t* view) noexcept:
+    view.data, view.size = cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a)
+    view.ndim = cnp.PyArray_NDIM(a)
+    view.first = cnp.PyArray_DIM(a, 0)
+
+
+cdef bint look_at_tensor(object x, int typenum, view_t* view) except -1:
+    """Look at a torch tensor that is exactly as it should be; False for whatever else, as_array says what is wrong with it."""
+    cdef DLTensor t
+    cdef int64_t size = 1
+    cdef int i
+    if Py_TYPE(x) != <PyTypeObject*>tensor_class or export is NULL:
+        return False
+    if export(<PyObject*>x, &t) != 0:
+        PyErr_Clear()
+        return False
+    if (t.device.device_type != DL_CPU or t.dtype.lanes != 1
+            or t.dtype.code != (DL_FLOAT if typenum in (cnp.NPY_FLOAT32, cnp.NPY_FLOAT64) else DL_INT)
+            or t.dtype.bits != (64 if typenum in (cnp.NPY_INT64, cnp.NPY_FLOAT64) else 32)):
+        return False
+    for i in reversed(range(t.ndim)):
+        if t.strides is not NULL and t.strides[i] != size:
+            return False
+        size *= t.shape[i]
+    view.data, view.size, view.ndim = <char*>t.data + t.byte_offset, size, t.ndim
+    view.first = t.shape[0] if t.ndim else 0
+    if <size_t>view.data & (t.dtype.bits // 8 - 1):
+        return False
+    # What is lazily negated is the imaginary part of complex numbers: no two of its numbers are neighbours.
+    return t.dtype.code == DL_INT or not (x.requires_grad or (size == 1 and x.is_neg()))
+
+
+cdef int meet_torch(object torch) except -1:
+    """Learn torch's class of tensors and its function to look at one, which is there from torch 2.10 on (DLPack's exchange API)."""
+    global tensor_class, export
+    cdef exchange_api_t* api
+    if tensor_class is None:
+        capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+        if capsule is not None:
+            api = <exchange_api_t*>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
+            while api is not NULL and api.major != 1:
+                api = <exchange_api_t*>api.prev
+            if api is not NULL:
+                export = api.dltensor_from_py_object_no_sync
+        tensor_class = torch.Tensor
+    return 0
 
 
 cdef checked(str name, cnp.ndarray a, int typenum, bint written):
@@ -90,15 +190,24 @@ cdef as_array(str name, object x):
         return x
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, getattr(torch, "Tensor", ())):
-        if x.device.type != "cpu":
-            raise TypeError(f"{name} must be in main memory, but this tensor is on device {x.device}")
-        if x.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, not one of layout {x.layout}")
-        try:
-            return x.detach().numpy()
-        except (RuntimeError, TypeError) as error:      # bfloat16, lazily conjugated or negated, ...
-            raise TypeError(f"{name} is a tensor of {x.dtype} without memory that NumPy can share: {error}") from None
+        meet_torch(torch)
+        return array_of_tensor(torch, name, x)
     raise TypeError(f"{name} must be a NumPy array or a torch CPU tensor, not {type(x).__name__}")
+
+
+cdef array_of_tensor(object torch, str name, object x):
+    if x.device.type != "cpu":
+        raise TypeError(f"{name} must be in main memory, but this tensor is on device {x.device}: use tensor.cpu()")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not one of layout {x.layout}: use tensor.to_dense(), or, of a sparse gradient, "
+                        "the indices and values of tensor.coalesce()")
+    if x.requires_grad:
+        raise TypeError(f"{name} is a tensor that requires grad, and autograd does not see what happens here: use tensor.detach(), "
+                        "which shares its memory")
+    try:
+        return x.numpy()
+    except (RuntimeError, TypeError) as error:      # bfloat16, lazily conjugated or negated, ...
+        raise TypeError(f"{name} is a tensor of {x.dtype} without memory that NumPy can share: {error}") from None
 
 
 cdef keys_of_numbers(object keys):

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import hashlib
 import logging
+import multiprocessing.util
 import operator
 import os
 import queue
@@ -552,6 +553,17 @@ def _at_exit():
         _node.abandon(f"exited without shutdown{reason}")
 
 
+def _at_end_of_child():
+    """The end of a process that multiprocessing forked, where atexit does nothing. Threads come first, unless an error is on its way."""
+    error = sys.exc_info()[1]
+    if error is None:
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join()
+    if _node is not None and _node.active:
+        _node.abandon("exited without shutdown" + (f" after {type(error).__name__}: {error}" if error is not None else ""))
+
+
 def _watch_main_thread():
     """Python waits for all threads before atexit; when the main thread died of an exception, ours must not wait for the job."""
     threading.main_thread().join()
@@ -610,6 +622,8 @@ class Server:
         if not _watching:
             _watching = True
             threading.Thread(target=_watch_main_thread, name="lapse-main-watch", daemon=True).start()
+            if multiprocessing.parent_process() is not None:
+                multiprocessing.util.Finalize(None, _at_end_of_child, exitpriority=0)
 
     def _error(self, code: int) -> Exception:
         return self._node.error(code)

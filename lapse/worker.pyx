@@ -16,7 +16,7 @@ import numpy as np
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
-from lapse._arrays cimport drawn_array, key_array, numpy_type, value_array
+from lapse._arrays cimport key_array, key_view, lasting, numpy_type, shape_of, value_view, view_t
 from lapse._operations cimport counters_t, op_finished, worker_t
 from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
@@ -294,10 +294,10 @@ cdef Key one_key(const store_t* store, object key) except? -1:
     return number
 
 
-cdef int check_size(const store_t* store, Py_ssize_t n, size_t needed_bytes, cnp.ndarray vals) except -1:
+cdef int check_size(const store_t* store, Py_ssize_t n, size_t needed_bytes, object vals, const view_t* view) except -1:
     cdef Py_ssize_t needed = needed_bytes // store.itemsize
-    if cnp.PyArray_SIZE(vals) != needed or (cnp.PyArray_NDIM(vals) == 2 and cnp.PyArray_DIM(vals, 0) != n):
-        what = f"{cnp.PyArray_SIZE(vals)} values" if cnp.PyArray_NDIM(vals) == 1 else f"values of shape {np.shape(vals)}"
+    if view.size != needed or (view.ndim == 2 and view.first != n):
+        what = f"{view.size} values" if view.ndim == 1 else f"values of shape {shape_of(vals)}"
         raise ValueError(f"{n} {'key has' if n == 1 else 'keys have'} {needed} values, but vals has {what}")
     return 0
 
@@ -344,10 +344,11 @@ cdef object operate(Core me, int kind, object keys, object vals, object asynchro
     cdef worker_t* w = me.w
     cdef bint later = is_later(ops, asynchronous, options)
     cdef int64_t limit = nanoseconds_of(ops, timeout)
-    cdef cnp.ndarray key_room = key_array(keys)
-    cdef const Key* k = <const Key*>cnp.PyArray_DATA(key_room)
-    cdef Py_ssize_t n = cnp.PyArray_DIM(key_room, 0)
-    cdef cnp.ndarray room = None
+    cdef view_t view
+    cdef object key_room = key_view(keys, False, &view)
+    cdef const Key* k = <const Key*>view.data
+    cdef Py_ssize_t n = view.size
+    cdef object room = None
     cdef void* v = NULL
     cdef size_t size = 0
     cdef Time ts = NOT_HERE
@@ -359,10 +360,11 @@ cdef object operate(Core me, int kind, object keys, object vals, object asynchro
         size = batch_bytes(store, k, n)
         if vals is None and kind == OP_PULL:
             room = room_for(store, ops.typenum, n, size)
+            v = cnp.PyArray_DATA(<cnp.ndarray>room)
         else:
-            room = value_array(vals, ops.typenum, kind == OP_PULL)
-            check_size(store, n, size, room)
-        v = cnp.PyArray_DATA(room)
+            room = value_view(vals, ops.typenum, kind == OP_PULL, &view)
+            check_size(store, n, size, room, &view)
+            v = view.data
     enter(me, w)
     try:
         if n <= SMALL_KEYS and size <= SMALL_BYTES and ops.direct:
@@ -384,13 +386,14 @@ cdef object operate(Core me, int kind, object keys, object vals, object asynchro
 
 
 cdef int settle(Core me, Operations ops, Time ts, int code, bint later, tuple arrays) except -1:
-    """Raise what an operation has failed of; hold the arrays of a pull that goes on."""
+    """Raise what an operation has failed of; hold the arrays of a pull that goes on, so that what it writes to stays where it is."""
     if ts == ERR_TIMEOUT:
         raise TimeoutError("nothing was done: the operations under way have used up the credit, and the time is up")
     if ts < DONE:
         fail(me, <int>ts)
     if arrays is not None and ts >= 0 and (later or code):
         ops.hold(ts, arrays)
+        ops.held[ts] = arrays[0], lasting(arrays[1])
     if code:
         fail(me, code)
     return 0
@@ -429,10 +432,11 @@ cdef object pull_drawn(Core me, object sample, object keys, object vals, object 
     cdef bint later = is_later(ops, asynchronous, options)
     cdef int64_t limit = nanoseconds_of(ops, timeout)
     cdef int64_t handle = handle_of(sample)
-    cdef cnp.ndarray key_room = drawn_array(keys)
-    cdef Key* k = <Key*>cnp.PyArray_DATA(key_room)
-    cdef Py_ssize_t n = cnp.PyArray_DIM(key_room, 0)
-    cdef cnp.ndarray room = None
+    cdef view_t view
+    cdef object key_room = key_view(keys, True, &view)
+    cdef Key* k = <Key*>view.data
+    cdef Py_ssize_t n = view.size
+    cdef object room = None
     cdef void* v = NULL
     cdef Time ts = NOT_HERE
     cdef int code = 0
@@ -442,17 +446,18 @@ cdef object pull_drawn(Core me, object sample, object keys, object vals, object 
     if me.sampler is None:
         fail(me, ERR_NO_SAMPLING)
     if vals is not None:
-        room = value_array(vals, ops.typenum, True)
-        check_room(store, n, me.sampler.sampling.longest, me.sampler.sampling.uniform, room)
+        room = value_view(vals, ops.typenum, True, &view)
+        check_room(store, n, me.sampler.sampling.longest, me.sampler.sampling.uniform, room, &view)
+        v = view.data
     elif me.sampler.sampling.uniform:
         room = room_for_drawn(ops.typenum, n, me.sampler.sampling.longest // store.itemsize, store.visible == NULL)
+        v = cnp.PyArray_DATA(<cnp.ndarray>room)
     small = n <= SMALL_KEYS and n * me.sampler.sampling.longest <= SMALL_BYTES and ops.direct
     enter(me, w)
     try:
         if small and room is not None and me.sampler.sampling.scheme != POOL:
             code = me.draw_sample(handle, k, n)
             if code == 0:
-                v = cnp.PyArray_DATA(room)
                 if me.sampler.sampling.scheme == LOCAL:
                     code = me.pull_drawn(k, n, v)
                     ts = DONE if code > 0 else NOT_HERE
@@ -470,7 +475,7 @@ cdef object pull_drawn(Core me, object sample, object keys, object vals, object 
             sample_fails(me, code, handle, n)
         if room is None:
             room = room_for(store, ops.typenum, n, batch_bytes(store, k, n))
-        v = cnp.PyArray_DATA(room)
+            v = cnp.PyArray_DATA(<cnp.ndarray>room)
         if ts == NOT_HERE or ts >= 0:
             with nogil:
                 if ts == NOT_HERE:
@@ -507,11 +512,11 @@ cdef cnp.ndarray room_for_drawn(int typenum, Py_ssize_t n, Py_ssize_t length, bi
     return cnp.PyArray_SimpleNew(1, shape, typenum)
 
 
-cdef int check_room(const store_t* store, Py_ssize_t n, size_t longest, bint uniform, cnp.ndarray vals) except -1:
+cdef int check_room(const store_t* store, Py_ssize_t n, size_t longest, bint uniform, object vals, const view_t* view) except -1:
     """Room for whatever will be drawn: exactly that where all values are equally long, else for n of the longest."""
     cdef Py_ssize_t needed = n * <Py_ssize_t>(longest // store.itemsize)
-    if cnp.PyArray_SIZE(vals) != needed or (cnp.PyArray_NDIM(vals) == 2 and cnp.PyArray_DIM(vals, 0) != n):
-        what = f"{cnp.PyArray_SIZE(vals)} values" if cnp.PyArray_NDIM(vals) == 1 else f"values of shape {np.shape(vals)}"
+    if view.size != needed or (view.ndim == 2 and view.first != n):
+        what = f"{view.size} values" if view.ndim == 1 else f"values of shape {shape_of(vals)}"
         need = "have" if uniform else "may have up to"
         raise ValueError(f"{n} {'draw' if n == 1 else 'draws'} {need} {needed} values, but vals has {what}")
     return 0
@@ -667,10 +672,11 @@ class Worker(Core):
         cdef Core me = self
         cdef Operations ops = operations_of(me)
         cdef worker_t* w = me.w
-        cdef cnp.ndarray key_room = key_array(keys)
-        cdef const Key* k = <const Key*>cnp.PyArray_DATA(key_room)
-        cdef Py_ssize_t n = cnp.PyArray_DIM(key_room, 0)
-        cdef cnp.ndarray room
+        cdef view_t view
+        cdef object key_room = key_view(keys, False, &view)
+        cdef const Key* k = <const Key*>view.data
+        cdef Py_ssize_t n = view.size
+        cdef object room
         cdef size_t size
         cdef void* v
         cdef int code
@@ -678,10 +684,11 @@ class Worker(Core):
         size = batch_bytes(me.protocol.store, k, n)
         if vals is None:
             room = room_for(me.protocol.store, ops.typenum, n, size)
+            v = cnp.PyArray_DATA(<cnp.ndarray>room)
         else:
-            room = value_array(vals, ops.typenum, True)
-            check_size(me.protocol.store, n, size, room)
-        v = cnp.PyArray_DATA(room)
+            room = value_view(vals, ops.typenum, True, &view)
+            check_size(me.protocol.store, n, size, room, &view)
+            v = view.data
         enter(me, w)
         if n <= SMALL_KEYS and size <= SMALL_BYTES:
             code = me.pull_if_local(k, n, v)
@@ -892,9 +899,10 @@ cdef bint was_finalized(Core me, Time ts) except -1:
 
 def local_mask(Protocol protocol not None, keys):
     """Which keys are local at this instant, as a bool array. Asynchronous; thread-safe; local."""
-    cdef cnp.ndarray a = key_array(keys)
-    cdef const Key* k = <const Key*>cnp.PyArray_DATA(a)
-    cdef Py_ssize_t i, n = cnp.PyArray_DIM(a, 0)
+    cdef view_t view
+    cdef object key_room = key_view(keys, False, &view)
+    cdef const Key* k = <const Key*>view.data
+    cdef Py_ssize_t i, n = view.size
     cdef const store_t* store = protocol.store
     check_range(store, k, n)
     cdef cnp.ndarray mask = np.empty(n, np.bool_)

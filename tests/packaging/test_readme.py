@@ -1,8 +1,4 @@
-"""Every command and every example of the README runs.
-
-Blocks marked `sh` are run line by line in a shell at the root of the tree, blocks marked `python` as a program of one node. Another mark
-(`text`, `console`, `bibtex`) is for what is not meant to be run.
-"""
+"""Every command and every example of the README runs: here, or by `make seed`, whose own rules are tested here, too."""
 import os
 import re
 import subprocess
@@ -11,24 +7,38 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-# What `make check` runs anyway, or what needs a machine of its own.
-ELSEWHERE = re.compile(r"make (check|test|bench|docs|model|asan|tsan|packaging|dev)\b|(python3? -m )?(pip install|venv)|git clone|cd "
-                       r"|source |\. ")
+from tools import readme, seed
+from tools.readme import ROOT
 
-
-def blocks(language):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()
-            if line.strip() and not line.lstrip().startswith("#") and not ELSEWHERE.match(line)]
-EXAMPLES = blocks("python")
+# `make seed` runs the others, and looks at what they print.
+COMMANDS = [command for command in readme.commands() if seed.check_of(command) is None]
+EXAMPLES = readme.blocks("python")
 
 
 def test_there_is_something_to_run():
     assert COMMANDS and EXAMPLES
+
+
+def test_every_check_of_the_seed_has_a_command():
+    for pattern, _ in seed.CHECKS:
+        assert [command for command in seed.plan() if re.fullmatch(pattern, seed.bare(command))], f"no command is {pattern}"
+
+
+def test_the_seed_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
+    commands = ["echo one", "echo two", "exit 3", "sleep 60 & echo three"]
+    monkeypatch.setattr(seed, "FOLDER", tmp_path / "seed")
+    monkeypatch.setattr(seed.readme, "ROOT", tmp_path)
+    monkeypatch.setattr(seed, "clone", lambda tree: tree.mkdir(parents=True))
+    monkeypatch.setattr(seed, "plan", lambda: commands)
+    monkeypatch.setattr(seed, "CHECKS", [("echo one", seed.says("one")), ("echo two", seed.says("three")), (".*", lambda text: None)])
+    assert seed.main([]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if " s  " in line] == ["ok", "FAILED", "FAILED", "ok"]
+    assert said[-3:-1] == ["seed: failed: echo two: 0 lines are 'three', not 1 (see seed/01.log)",
+                           "seed: failed: exit 3: exit code 3 (see seed/02.log)"]
+    assert said[-1].startswith("seed: 2 passed, 2 failed in ")
+    assert (tmp_path / "seed/01.log").read_text() == "two\n"
+    assert seed.main(["one"]) == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)

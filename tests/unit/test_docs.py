@@ -20,7 +20,7 @@ if kind in ("asan", "tsan"):
     pytest.skip("the copy of the tree that the sanitizers use has no documentation", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bindings/*.md")])
 FROM_ENVIRONMENT = {"role", "num_nodes", "root_host", "root_port", "token", "keys", "attempt", "rank_hint", "ipc_dir"}
 PROGRAMS = {path.stem: path for path in sorted([*ROOT.glob("apps/*.py"), *ROOT.glob("tests/cluster/test_*.py")])
             if "__main__" in path.read_text(encoding="utf-8")}
@@ -261,7 +261,7 @@ def test_names_in_the_other_pages_exist():
 
 # --- files and links ----------------------------------------------------------------------------------------------------------
 
-FOLDERS = r"lapse|apps|tests|tools|tracker|docs|benchmarks|examples|\.ci"
+FOLDERS = r"lapse|apps|tests|tools|tracker|docs|benchmarks|examples|bindings|\.ci"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

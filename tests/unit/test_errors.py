@@ -268,16 +268,91 @@ def test_tensors_without_plain_memory(kv, call):
         CALLS[call](kv, [3], torch.zeros(2, 2, dtype=torch.complex64).conj().imag)
 
 
-def test_tensor_that_requires_grad_shares_its_memory(server):
+@calls
+@pytest.mark.parametrize("length", [1, LENGTH])
+def test_tensor_that_is_lazily_negated(serve, call, length):
     torch = pytest.importorskip("torch")
-    kv = lapse.Worker(0, server)
-    parameter = torch.nn.Parameter(torch.full((2, 4), 3.0))
-    kv.push([3, 4], parameter)
-    kv.push([3, 4], parameter)
-    kv.pull([3, 4], parameter)
-    assert (parameter.detach() == 6).all()
-    assert parameter.requires_grad
-    kv.finalize()
+    with lapse.Worker(0, serve(length, num_keys=N)) as kv:
+        negated = torch.tensor(1 + 2j).conj().imag[None] if length == 1 else torch.zeros(length, dtype=torch.complex64).conj().imag
+        for _ in range(2):
+            with pytest.raises(TypeError, match=r"vals .*neg"):
+                CALLS[call](kv, torch.tensor([3]), negated)
+
+
+@calls
+def test_tensor_that_requires_grad(kv, call):
+    torch = pytest.importorskip("torch")
+    for tensor in (torch.nn.Parameter(torch.zeros(4)), torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True) * 2):
+        for _ in range(2):
+            with pytest.raises(TypeError, match=r"vals is a tensor that requires grad.*: use tensor.detach\(\), which shares its memory"):
+                CALLS[call](kv, torch.tensor([3]), tensor)
+
+
+def test_detached_parameter_shares_its_memory(server):
+    torch = pytest.importorskip("torch")
+    with lapse.Worker(0, server) as kv:
+        parameter = torch.nn.Parameter(torch.full((2, 4), 3.0))
+        kv.push([3, 4], parameter.detach())
+        kv.push([3, 4], parameter.detach())
+        kv.pull([3, 4], parameter.detach())
+        assert (parameter.detach() == 6).all() and parameter.requires_grad
+
+
+def test_tensors_are_looked_at_anew_in_each_call(server):
+    """What a tensor was in the call before says nothing."""
+    torch = pytest.importorskip("torch")
+    with lapse.Worker(0, server) as kv:
+        kv.set(np.arange(N), np.arange(N * LENGTH, dtype=np.float32))
+        keys, vals = torch.tensor([3]), torch.zeros(LENGTH)
+        kv.pull(keys, vals)
+        keys.fill_(5)
+        kv.pull(keys, vals)
+        assert vals.tolist() == [20, 21, 22, 23]
+        vals.data = torch.zeros(2, LENGTH)
+        with pytest.raises(ValueError, match=r"1 key has 4 values, but vals has values of shape \(2, 4\)"):
+            kv.pull(keys, vals)
+        vals.data = torch.zeros(2 * LENGTH)[::2]
+        with pytest.raises(ValueError, match="vals must be C-contiguous"):
+            kv.pull(keys, vals)
+        for wrong in (torch.zeros(LENGTH, dtype=torch.int32), torch.zeros(LENGTH, dtype=torch.float64), torch.zeros(1, 1, LENGTH),
+                      torch.tensor(0.0)):
+            with pytest.raises((TypeError, ValueError), match="vals must"):
+                kv.pull(keys, wrong)
+        for wrong in (torch.tensor([3], dtype=torch.int32), torch.tensor([[3]]), torch.tensor(3), torch.zeros(1),
+                      torch.tensor([3, 0, 4])[::2]):
+            with pytest.raises((TypeError, ValueError), match="keys must"):
+                kv.pull(wrong, vals)
+        with pytest.raises(lapse.KeyRangeError, match="key 100 "):
+            kv.pull(torch.tensor([100]), torch.zeros(LENGTH))
+
+
+def test_tensors_of_an_unfinished_pull_stay_where_they_are(serve):
+    """Its memory can be exchanged for another only when the pull no longer writes to it."""
+    torch = pytest.importorskip("torch")
+    with lapse.Worker(0, serve(LENGTH, num_keys=N, shared_memory=False)) as kv:
+        kv.set([3], torch.arange(4.0))
+        vals = torch.zeros(LENGTH)
+        memory = vals.untyped_storage()
+        ts = kv.pull(torch.tensor([3]), vals, True)
+        assert ts >= 0
+        with pytest.raises(RuntimeError, match="resiz"):
+            vals.resize_(1000 * LENGTH)
+        vals.data = torch.zeros(LENGTH)
+        kv.wait(ts)
+        assert torch.tensor([], dtype=torch.float32).set_(memory).tolist() == [0, 1, 2, 3]
+
+
+def test_views_and_empty_tensors(server):
+    torch = pytest.importorskip("torch")
+    with lapse.Worker(0, server) as kv:
+        table = torch.zeros(3, 2, LENGTH)
+        kv.push(torch.tensor([[1, 2], [3, 4]])[1], torch.ones(2, LENGTH))
+        kv.pull(torch.tensor([[1, 2], [3, 4]])[1], table[1])
+        assert table.sum((1, 2)).tolist() == [0, 2 * LENGTH, 0]
+        assert kv.pull(torch.tensor([], dtype=torch.int64), torch.zeros(0, LENGTH)) == -1
+        assert kv.push(torch.tensor([], dtype=torch.int64), torch.zeros(0)) == -1
+        assert kv.is_local(torch.tensor([3, 4])).all()
+        kv.localize(torch.tensor([3, 4]))
 
 
 # --- arguments
