@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SYNTHETIC = ROOT / "build/bench_data/w2v"
 WORDS, LENGTH = 20_000, 2_000_000
 TRAINING = ["--negative", 5, "--embed_dim", 100, "--window", 5, "--num_iterations", 1, "-d", 1]
-PRELOC = ["--sampling.scheme", "preloc", "--prep_context_ahead", 30, "--sync_push", 0]
+PRELOC = ["--sampling.scheme", "preloc"]
 LOCAL = ["--sampling.scheme", "local", "--prep_context_ahead", 50, "--sync_push", 0]
 
 
