@@ -41,7 +41,7 @@ DIRECTIVES = {"language_level": 3, "boundscheck": DEBUG, "wraparound": False, "c
 def extensions():
     found = [path for root in os.environ.get("LAPSE_ROOTS", "lapse").split() for path in sorted(Path(root).rglob("*.pyx"))]
     return [Extension(".".join(path.with_suffix("").parts), [str(path)], define_macros=list(MACROS.items()),
-                      extra_compile_args=FLAGS + WARNINGS, libraries=["dl"],
+                      extra_compile_args=FLAGS + WARNINGS,
                       extra_link_args=["-pthread"] + [flag for flag in FLAGS if flag.startswith("-fsanitize")])
             for path in found]
 
