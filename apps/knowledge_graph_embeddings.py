@@ -16,7 +16,7 @@ import numpy as np
 
 import lapse
 from apps.common.exchange import Exchange
-from apps.common.files import InputError, check_folder
+from apps.common.files import InputError, check_file, check_folder
 from apps.common.program import Report, log_peak_memory, run_application, say_end, set_up
 from apps.kge.checkpoints import Checkpoint, write_checkpoint
 from apps.kge.data import partitioned_name, read_triples
@@ -35,6 +35,8 @@ from lapse.options import (
     program_parser,
     sampling_settings,
     seconds,
+    seed,
+    whole,
 )
 from lapse.program import run_program, run_workers
 
@@ -46,6 +48,9 @@ log = logging.getLogger(NAME)
 def whole_or_minus_one(text):
     """Return the whole number >= -1, but not 0, that `text` spells; -1 stands for never, or all."""
     return -1 if text.strip() == "-1" else positive_int(text)
+
+
+MOST_DIM, MOST_AHEAD, MOST_NEGATIVES = 2**20, 2**24, 2**20
 
 
 def algorithm(text):
@@ -64,17 +69,17 @@ def parse(argv):
     add("--write_embeddings", default="", metavar="FOLDER", help="folder for checkpoints")
     add("--write_end_checkpoint", type=boolean, default=False, metavar="BOOL", help="checkpoint at the end")
     add("--write_every", type=positive_int, default=1, metavar="N", help="checkpoint every N epochs")
-    add("--embed_dim", type=positive_int, default=10, metavar="N", help="embedding dimension")
+    add("--embed_dim", type=whole(1, MOST_DIM), default=10, metavar="N", help="embedding dimension")
     add("-t", "--num_threads", type=positive_int, default=2, metavar="N", help="worker threads per process")
     add("--num_epochs", type=non_negative_int, default=10, metavar="N", help="epochs")
     add("--eta", type=positive, default=0.1, metavar="X", help="initial AdaGrad learning rate")
     add("--gamma_entity", type=non_negative, default=1e-3, metavar="X", help="L2 regularization, entities")
     add("--gamma_relation", type=non_negative, default=1e-3, metavar="X", help="L2 regularization, relations")
-    add("--neg_ratio", type=non_negative_int, default=6, metavar="N", help="negatives per positive and side")
+    add("--neg_ratio", type=whole(0, MOST_NEGATIVES), default=6, metavar="N", help="negatives per positive and side")
     add("--eval_freq", type=whole_or_minus_one, default=1, metavar="N", help="evaluate every N epochs (-1: never)")
     add("--num_entities", type=positive_int, default=14951, metavar="N", help="entities")
     add("--num_relations", type=positive_int, default=1345, metavar="N", help="relations")
-    add("--localize_parameters_ahead", type=non_negative_int, default=0, metavar="N",
+    add("--localize_parameters_ahead", type=whole(0, MOST_AHEAD), default=0, metavar="N",
         help="latency hiding: localize this many triples ahead")
     add("--async_push", type=boolean, default=False, metavar="BOOL", help="do not wait for pushes")
     add("--localize_relations_initial", type=boolean, default=False, metavar="BOOL",
@@ -92,8 +97,8 @@ def parse(argv):
         help="evaluate on at most N training triples (0: all)")
     add("--eval_truncate_va", type=non_negative_int, default=0, metavar="N", help="the same, validation")
     add("--eval_initial", type=boolean, default=False, metavar="BOOL", help="evaluate before training")
-    add("--model_seed", type=non_negative_int, default=134827, metavar="N", help="seed of the initial model")
-    add("--seed", type=non_negative_int, default=1, metavar="N", help="seed of the order of triples and of the negatives")
+    add("--model_seed", type=seed, default=134827, metavar="N", help="seed of the initial model")
+    add("--seed", type=seed, default=1, metavar="N", help="seed of the order of triples and of the negatives")
     add("--max_N", type=whole_or_minus_one, default=-1, metavar="N", help="at most N points per worker (-1: all)")
     add("--max_runtime", type=seconds, default=None, metavar="SECONDS", help="seconds after which training stops")
     add("--relation_parts", type=non_negative_int, default=0, metavar="N",
@@ -106,6 +111,9 @@ def parse(argv):
         parser.error("--dataset is needed: a folder with train.del")
     if args.algorithm == "ComplEx" and args.embed_dim % 2:
         parser.error(f"--embed_dim {args.embed_dim}: ComplEx has complex numbers, two of the dimensions each, so that has to be even")
+    if not args.sampling_with_replacement and 2 * args.neg_ratio > args.num_entities:
+        parser.error(f"--sampling.with_replacement 0: the negatives of a triple are different entities, 2 x {args.neg_ratio} "
+                     f"(--neg_ratio), but --num_entities is {args.num_entities}")
     if args.write_end_checkpoint and not args.write_embeddings:
         parser.error("--write_end_checkpoint needs the folder of --write_embeddings")
     return args
@@ -222,6 +230,8 @@ def prepare(args):
     checkpoint = Checkpoint(args.init_model, layout) if args.init_model else None
     if args.write_embeddings:
         check_folder("--write_embeddings", args.write_embeddings)
+    if args.report:
+        check_file("--report", args.report, appended=True)
     log.info("%s: %d triples (%.2f s)", args.dataset, len(train), time.monotonic() - began)
     return args, layout, train, places, evaluation, checkpoint, config
 

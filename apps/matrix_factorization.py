@@ -31,6 +31,7 @@ from lapse.options import (
     positive_int,
     program_parser,
     seconds,
+    seed,
 )
 from lapse.program import run_program, run_workers
 
@@ -68,13 +69,13 @@ def parse(argv):
         help="train and test loss each epoch (without it the step size stays)")
     add("--init_parameters", type=int, choices=(0, 1, 2), default=2, help="0: zeros, 1: W.mma and H.mma of the dataset, 2: random")
     add("--init_scale", type=positive, default=1.0, metavar="X", help="random start in (0, X)")
-    add("--model_seed", type=non_negative_int, default=134827, metavar="N", help="seed of the initial model")
+    add("--model_seed", type=seed, default=134827, metavar="N", help="seed of the initial model")
     add("--enforce_random_keys", type=boolean, default=False, metavar="BOOL", help="random key assignment: the fair classic baseline")
     add("--early_stop", type=non_negative_int, default=0, metavar="N", help="end an epoch after N points of a worker (0: never)")
     add("--max_runtime", type=seconds, default=None, metavar="SECONDS", help="seconds after which training stops")
     add("--prevent_full_model_pull", type=boolean, default=False, metavar="BOOL", help="evaluate without pulling the whole model")
     add("--dtype", choices=("float32", "float64"), default="float64", help="number type of the factors")
-    add("--seed", type=non_negative_int, default=1, metavar="N", help="seed of the order of blocks and points")
+    add("--seed", type=seed, default=1, metavar="N", help="seed of the order of blocks and points")
     add("--output", default="", metavar="FOLDER", help="folder for the factors (W.npy, H.npy, W.mma, H.mma)")
     add("--report", default="", metavar="FILE", help="file for the numbers of each epoch, one JSON object per line")
     args = parser.parse_args(argv)
@@ -160,7 +161,7 @@ def prepare(args):
         for name in OUTPUTS:
             check_file("--output", Path(args.output) / name)
     if args.report:
-        check_file("--report", args.report)
+        check_file("--report", args.report, appended=True)
     factors = read_factors(train.parent, layout, args.rank) if args.init_parameters == 1 else None
     began = time.monotonic()
     train_cells = open_cells(train)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 import lapse
-from lapse.options import add_shared_memory, non_negative_int, positive_int, program_parser, system_settings
+from lapse.options import add_shared_memory, non_negative_int, positive_int, program_parser, system_settings, whole
 from lapse.program import run_program, run_workers
 
 KEYS_PRINTED = 100      # per worker; the other keys are checked all the same
@@ -18,7 +18,7 @@ KEYS_PRINTED = 100      # per worker; the other keys are checked all the same
 
 def parse(argv):
     parser = program_parser("simple", "Workers pull, push and localize a few parameters, and check the sums.")
-    parser.add_argument("-k", "--num_keys", type=positive_int, default=10, metavar="N", help="number of parameters")
+    parser.add_argument("-k", "--num_keys", type=whole(1, 2**40), default=10, metavar="N", help="number of parameters")
     parser.add_argument("-t", "--num_threads", type=positive_int, default=2, metavar="N", help="worker threads per process")
     parser.add_argument("-i", "--num_iterations", type=non_negative_int, default=4, metavar="N", help="iterations")
     parser.add_argument("-v", "--num_values_per_key", type=positive_int, default=3, metavar="N", help="values per key")

@@ -33,16 +33,19 @@ from lapse.options import (
     program_parser,
     sampling_settings,
     seconds,
+    seed,
+    whole,
 )
 from lapse.program import run_program, run_workers
 
 NAME = "word2vec"
+MOST_WORDS, MOST_KEYS = 2**62, 2**40
 log = logging.getLogger(NAME)
 
 
 def count_or_none(text):
     """Return the whole number >= 1 that `text` spells; none: None."""
-    return None if text.lower() == "none" else positive_int(text)
+    return None if text.lower() == "none" else whole(1, MOST_WORDS)(text)
 
 
 def parse(argv):
@@ -57,10 +60,10 @@ def parse(argv):
     add("--shuffle", type=boolean, default=True, metavar="BOOL", help="words get random keys")
     add("-d", "--debug_mode", type=non_negative_int, default=2, metavar="N",
         help="0: say nothing of the training, 1: a line per iteration, 2: lines about the progress, too")
-    add("-w", "--window", type=positive_int, default=5, metavar="N", help="context window")
-    add("-v", "--embed_dim", type=positive_int, default=200, metavar="N", help="embedding dimension")
-    add("-k", "--num_keys", type=positive_int, default=10, metavar="N", help="number of parameters: >= 2 x vocabulary")
-    add("--negative", type=non_negative_int, default=25, metavar="N", help="negative samples of a pair of words")
+    add("-w", "--window", type=whole(1, 2**16), default=5, metavar="N", help="context window")
+    add("-v", "--embed_dim", type=whole(1, 2**24), default=200, metavar="N", help="embedding dimension")
+    add("-k", "--num_keys", type=whole(1, MOST_KEYS), default=10, metavar="N", help="number of parameters: >= 2 x vocabulary")
+    add("--negative", type=whole(0, 2**20), default=25, metavar="N", help="negative samples of a pair of words")
     add("--clustered_input", type=boolean, default=False, metavar="BOOL", help="one input file per node: FILE.<rank>")
     add("--write_results", type=boolean, default=False, metavar="BOOL", help="write the vectors")
     add("--localize_pos", type=boolean, default=True, metavar="BOOL", help="localize the words of the sentence ahead")
@@ -68,7 +71,7 @@ def parse(argv):
     add("--data_words", type=count_or_none, default=None, metavar="N",
         help="words in the input, for the learning rate and the split among workers: each trains on its share of so many; none: on its "
              "part of the file")
-    add("--min_count", type=positive_int, default=5, metavar="N", help="drop rarer words")
+    add("--min_count", type=whole(1, MOST_WORDS), default=5, metavar="N", help="drop rarer words")
     add("--neg_power", type=non_negative, default=0.75, metavar="X", help="exponent of the negative-sampling distribution")
     add("--starting_alpha", type=positive, default=0.025, metavar="X", help="initial learning rate")
     add("--subsample", type=non_negative, default=1e-4, metavar="X", help="subsampling threshold of frequent words; 0: keep all")
@@ -79,12 +82,12 @@ def parse(argv):
     add("--binary", type=int, choices=(0, 1), default=1, help="word2vec binary (1) or text (0) output")
     add("--init_model", default="random", metavar="HOW", help="none (zeros), random, or the path of a checkpoint")
     add("--init_scale", type=positive, default=0.5, metavar="X", help="random start in (-X / dimension, X / dimension)")
-    add("--model_seed", type=non_negative_int, default=134827, metavar="N", help="seed of the initial model")
+    add("--model_seed", type=seed, default=134827, metavar="N", help="seed of the initial model")
     add("--max_runtime", type=seconds, default=None, metavar="SECONDS", help="seconds after which training stops")
     add_shared_memory(parser)
     add("--enforce_random_keys", type=boolean, default=False, metavar="BOOL", help="random key assignment: the fair classic baseline")
     add("--dtype", choices=("float32", "float64"), default="float32", help="number type of the vectors")
-    add("--seed", type=non_negative_int, default=1, metavar="N", help="seed of windows, subsampling and negatives")
+    add("--seed", type=seed, default=1, metavar="N", help="seed of windows, subsampling and negatives")
     add("--checkpoint", default="", metavar="FOLDER", help="folder for a checkpoint after each iteration (epoch-<n>)")
     add("--report", default="", metavar="FILE", help="file for the numbers of each iteration, one JSON object per line")
     args = parser.parse_args(argv)
@@ -100,9 +103,12 @@ def run_node(args, vocabulary, places, paths, checkpoint):
         workers = server.num_nodes * threads
         if args.negative:
             weights = np.zeros(places.max() + 1)
-            weights[places[1::2]] = vocabulary.frequencies().astype(np.float64) ** args.neg_power
+            counts = vocabulary.frequencies()
+            weights[places[1::2]] = (counts / counts.max()) ** args.neg_power       # at most 1, whatever the exponent
             server.enable_sampling_support(distribution=weights, min=0, max=len(weights), seed=args.seed, **sampling_settings(args))
             del weights
+        if args.vocab_save and rank == 0:
+            write_vocabulary(args.vocab_save, vocabulary)
         text = open_text(paths[rank if args.clustered_input else 0])
         ranges = text.ranges(threads) if args.clustered_input else text.ranges(workers)[rank * threads:(rank + 1) * threads]
 
@@ -151,6 +157,9 @@ def get_vocabulary(args, paths):
                  time.monotonic() - began)
     if args.num_keys < 2 * len(vocabulary):
         raise InputError(f"--num_keys is {args.num_keys}, but a vocabulary of {len(vocabulary)} words needs {2 * len(vocabulary)}")
+    if not args.sampling_with_replacement and 2 * args.window * args.negative > len(vocabulary):
+        raise InputError(f"--sampling.with_replacement 0: the negatives of a context are different words, up to 2 x {args.window} x "
+                         f"{args.negative} (--window, --negative), but the vocabulary has {len(vocabulary)}")
     return vocabulary
 
 
@@ -168,8 +177,13 @@ def prepare(args):
             check_file(option, path)
     if args.checkpoint:
         check_folder("--checkpoint", args.checkpoint)
+    if args.report:
+        check_file("--report", args.report, appended=True)
     paths = input_paths(args, config)
-    for path in paths:
+    needed = paths
+    if args.clustered_input and args.vocab_retrieve:        # a node needs no more than its own file, if it knows its rank now
+        needed = [] if config.rank_hint is None else [paths[config.rank_hint]]
+    for path in needed:
         open_text(path).close()
     vocabulary = get_vocabulary(args, paths)
     places = np.arange(2 * len(vocabulary))
@@ -178,9 +192,6 @@ def prepare(args):
     checkpoint = None
     if args.init_model not in ("none", "random"):
         checkpoint = read_checkpoint(args.init_model, vocabulary, args.embed_dim)
-    rank = config.rank_hint or 0
-    if args.vocab_save and rank == 0:
-        write_vocabulary(args.vocab_save, vocabulary)
     return args, vocabulary, places.astype(np.int64), paths, checkpoint
 
 

@@ -14,12 +14,14 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import calls, memory, mf, remote, report, rows, sampling
+from benchmarks import calls, kge, memory, mf, remote, report, rescal, rows, sampling, w2v, w2v_text
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "benchmarks" / "README.md"
 KEPT = ROOT / "build" / "bench.json"
-BENCHMARKS = {"local": rows, "calls": calls, "remote": remote, "memory": memory, "sampling": sampling, "mf": mf}
+BENCHMARKS = {"local": rows, "calls": calls, "remote": remote, "memory": memory, "sampling": sampling, "mf": mf,
+              "kge": kge, "rescal": rescal, "w2v": w2v, "w2v_text": w2v_text}
+ON_REQUEST = ("kge", "rescal", "w2v", "w2v_text")         # they take an hour, most of it their peers, whose environments have gigabytes
 BEGIN, END = "<!-- table: python -m benchmarks --readme -->", "<!-- end of table -->"
 
 
@@ -69,7 +71,8 @@ def write_readme(kept: dict) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", allow_abbrev=False, description=__doc__.splitlines()[0])
-    parser.add_argument("--only", action="append", choices=BENCHMARKS, metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; repeatable")
+    parser.add_argument("--only", action="append", choices=BENCHMARKS, metavar="NAME",
+                        help=f"one of {', '.join(BENCHMARKS)}; repeatable; {', '.join(ON_REQUEST)} run only so")
     parser.add_argument("--quick", action="store_true", help="few rounds: about a quarter of the time, and noisier")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown, with the machine and the dates")
     parser.add_argument("--show", action="store_true", help=f"run nothing: print what {KEPT.relative_to(ROOT)} keeps")
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     command = " ".join(["python -m benchmarks", *(argv if argv is not None else sys.argv[1:])])
     kept = load()
-    names = options.only or list(BENCHMARKS)
+    names = options.only or ([*BENCHMARKS] if options.show else [name for name in BENCHMARKS if name not in ON_REQUEST])
     broken = []
     for name in () if options.show else names:
         try:

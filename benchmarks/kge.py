@@ -1,34 +1,35 @@
-"""Knowledge-graph embeddings: `python -m benchmarks.kge [--quick]`.
+"""Knowledge-graph embeddings (ComplEx): `python -m benchmarks --only kge [--quick]`, a quarter of an hour.
 
 The synthetic graph is the one on which the C++ program was measured: 14,000 entities, 200 relations, 300,000 triples. The real ones
-(apps/data/fetch_kge.py; rows are left out where they have not been fetched) are UMLS and WordNet, for quality, beside PyKEEN and
-torchbiggraph in environments of their own. triples/s is by the time of the slowest worker from barrier to barrier; triples/cpu-s by the
-CPU time of the worker threads, of a peer by that of all its threads, each of the training alone.
+are UMLS and WordNet, for quality, beside PyKEEN and torchbiggraph in environments of their own; rows are left out where they have not
+been fetched (apps/data/fetch_kge.py umls; wordnet; wordnet --together 0, which is "split at random"). triples/s is by the time of the
+slowest worker from barrier to barrier; triples/cpu-s by the CPU time of the worker threads, of a peer by that of all its threads, each of
+the training alone.
 """
 from __future__ import annotations
 
-import argparse
 import json
-import math
 import os
 import re
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.report import Row, against, against_cpp, machine, markdown, median, plain, progress
+from benchmarks.report import Row, against, against_cpp, median, progress
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "build/bench_data/kge"
-FIRST = ROOT / "build/bench_data/kge_first"         # the first triples of that
-UMLS, WORDNET = ROOT / "build/data/umls", ROOT / "build/data/wordnet"
-ENTITIES, RELATIONS, TRIPLES, FEW = 14_000, 200, 300_000, 20_000
+GRAPHS = ROOT / "build/bench_data"
+UMLS = ROOT / "build/data/umls"
+WORDNET = {                                         # split: its folder, epochs
+    "pairs held out together": (ROOT / "build/data/wordnet", 10),
+    "split at random": (ROOT / "build/data/wordnet_apart", 3),
+}
+ENTITIES, RELATIONS, TRIPLES = 14_000, 200, 300_000
 LOSS = 0.2165                                       # of the C++ program, after one epoch
 SYNTHETIC = ["--num_entities", ENTITIES, "--num_relations", RELATIONS, "--embed_dim", 100, "--neg_ratio", 10, "--eval_freq", -1,
              "--read_partitioned_dataset", 0]
@@ -45,19 +46,20 @@ def write_triples(folder, name, rows):
     os.replace(file.name, folder / name)
 
 
-def make_graph():
-    """Write the synthetic graph if it is not there; the same triples as in the C++ program's runs."""
-    if (FIRST / "train.del").exists():
-        return
-    progress("kge: writing the graph")
-    random = np.random.default_rng(2)
-    of_entity, of_relation = 1 / np.arange(1, ENTITIES + 1)**0.6, 1 / np.arange(1, RELATIONS + 1)**0.8
-    of_entity, of_relation = of_entity / of_entity.sum(), of_relation / of_relation.sum()
-    order = random.permutation(ENTITIES)
-    subjects, objects = (order[random.choice(ENTITIES, TRIPLES + 2000, p=of_entity)] for _ in range(2))
-    triples = np.stack((subjects, random.choice(RELATIONS, TRIPLES + 2000, p=of_relation), objects), axis=1)
-    write_triples(DATA, "train.del", triples[:TRIPLES])
-    write_triples(FIRST, "train.del", triples[:FEW])
+def make_graph(triples):
+    """The folder of the synthetic graph's first triples, which are written if they are not there; as in the C++ program's runs."""
+    folder = GRAPHS / f"kge_{triples}"
+    if not (folder / "train.del").exists():
+        progress(f"kge: writing {triples} triples")
+        random = np.random.default_rng(2)
+        of_entity, of_relation = 1 / np.arange(1, ENTITIES + 1)**0.6, 1 / np.arange(1, RELATIONS + 1)**0.8
+        of_entity, of_relation = of_entity / of_entity.sum(), of_relation / of_relation.sum()
+        order = random.permutation(ENTITIES)
+        n = TRIPLES + 2000
+        subjects, objects = (order[random.choice(ENTITIES, n, p=of_entity)] for _ in range(2))
+        everything = np.stack((subjects, random.choice(RELATIONS, n, p=of_relation), objects), axis=1)
+        write_triples(folder, "train.del", everything[:triples])
+    return folder
 
 
 # --- the program ------------------------------------------------------------------------------------------------------------------
@@ -86,7 +88,8 @@ def size_of(data):
     return ["--num_entities", counts[0], "--num_relations", counts[1], "--read_partitioned_dataset", 0]
 
 
-def synthetic_rows(rounds):
+def synthetic_rows(rounds, triples):
+    data = make_graph(triples)
     ways = {"1x1, float64": (1, ["--dtype", "float64"]), "1x1, float32": (1, []),
             "1x1, float32, groups of 3 (--group 3)": (1, ["--group", 3]),
             "2x1, preloc, 10 ahead, asynchronous push, float64": (2, [*AHEAD, "--dtype", "float64"]),
@@ -95,7 +98,7 @@ def synthetic_rows(rounds):
     for number in range(rounds):
         progress(f"kge: synthetic graph, round {number + 1} of {rounds}")
         for name, (nodes, options) in ways.items():
-            found, peak, _ = run_program(nodes, DATA, *SYNTHETIC, "--num_epochs", 1, "--seed", number + 1, *options)
+            found, peak, _ = run_program(nodes, data, *SYNTHETIC, "--num_epochs", 1, "--seed", number + 1, *options)
             speeds[name].append(found[0]["triples_per_second"])
             losses[name].append(found[0]["loss"])
             shares[name].append(100 * found[0]["local_share"])
@@ -144,71 +147,51 @@ def umls_rows(rounds):
             Row("- MRR and Hits: furthest from PyKEEN's evaluator on the same vectors", max(differences), "", bound="<= 0.005")]
 
 
-def wordnet_rows(rounds, epochs, slow):
-    if not (WORDNET / "train.del").exists():
+def wordnet_rows(split, rounds, quick):
+    """Ours beside the peers on a split of WordNet. torchbiggraph runs in each round and is ranked in the first; PyKEEN, which takes
+    minutes, runs in the first, and for one epoch if quick."""
+    data, epochs = WORDNET[split]
+    if not (data / "train.del").exists():
         return []
-    ours, mrrs, cpus = [], [], []
+    ours, mrrs = [], []
     theirs = {"torchbiggraph": [], "pykeen": []}
     answers = {}
     for number in range(rounds):
         for peer, speeds in theirs.items():
-            if number == 0 or (peer == "torchbiggraph") or not slow:
-                progress(f"kge: WordNet, {peer}, round {number + 1} of {rounds}")
-                answers[peer] = peers.run(peer, WORDNET, dim=100, epochs=epochs if peer == "torchbiggraph" or slow else 1,
-                                          seed=number + 1, **({"weight": 0} if peer == "pykeen" else {}))
-                speeds.append(answers[peer]["triples_per_cpu_s"])
-        progress(f"kge: WordNet, ours, round {number + 1} of {rounds}")
-        found, _, cpu = run_program(1, WORDNET, *size_of(WORDNET), *ON_WORDNET, "--num_epochs", epochs, "--eval_freq", epochs, "--seed",
-                                    number + 1)
+            if number == 0 or peer == "torchbiggraph":
+                progress(f"kge: WordNet, {split}, {peer}, round {number + 1} of {rounds}")
+                enough = 1 if quick and peer == "pykeen" else epochs
+                ranked = number == 0 and enough == epochs
+                found = peers.run(peer, data, dim=100, epochs=enough, seed=number + 1, rank=int(ranked),
+                                  **({"weight": 0} if peer == "pykeen" else {}))
+                speeds.append(found["triples_per_cpu_s"] / 1000)
+                if ranked:
+                    answers[peer] = found["mrr"]
+        progress(f"kge: WordNet, {split}, ours, round {number + 1} of {rounds}")
+        found, _, _ = run_program(1, data, *size_of(data), *ON_WORDNET, "--num_epochs", epochs, "--eval_freq", epochs, "--seed", number + 1)
         ours.append(median([epoch["triples_per_cpu_second"] for epoch in found]) / 1000)
         mrrs.append(found[-1]["metrics"]["test"]["mrr"])
-        cpus.append(cpu)
     rows = []
     for peer, speeds in theirs.items():
-        rows.append(against(f"ComplEx, WordNet, {epochs} epochs", ours, "k triples/cpu-s", peer,
-                            [x / 1000 for x in (speeds * rounds)[:rounds]], "> 1"))
-        if peer == "torchbiggraph" or slow:
-            rows.append(Row(f"- test MRR over {peer}'s {answers[peer]['mrr']:.3f}", min(mrrs), "", answers[peer]["mrr"], peer,
-                            min(mrrs) / answers[peer]["mrr"], ">= 1"))
+        rows.append(against(f"ComplEx, WordNet, {split}", ours, "k triples/cpu-s", peer, (speeds * rounds)[:rounds], "> 1"))
+        if peer in answers:
+            mean = float(np.mean(mrrs))
+            rows.append(Row(f"- test MRR after {epochs} epochs", mean, "", answers[peer], peer, mean / answers[peer], ">= 1",
+                            note=f"{min(mrrs):.3f} to {max(mrrs):.3f}"))
     return rows
 
 
-# --- RESCAL -------------------------------------------------------------------------------------------------------------------------
-
-def rescal_rows(rounds):
-    ours, torch = [], []
-    options = [*SYNTHETIC, "--algorithm", "RESCAL", "--num_epochs", 2]
-    parts = {n: [] for n in (1, 2, 10, 100)}
-    for number in range(rounds):
-        progress(f"kge: RESCAL, round {number + 1} of {rounds}")
-        torch.append(peers.run("torch_rescal", FIRST, epochs=2)["triples_per_cpu_s"] / 1000)
-        for n, speeds in parts.items():
-            found, _, _ = run_program(1, FIRST, *options, "--relation_parts", n)
-            speeds.append(median([epoch["triples_per_cpu_second"] for epoch in found]) / 1000)
-        ours.append(parts[1][-1])
-    rows = [against("RESCAL, first 20,000 triples, a relation in one value", ours, "k triples/cpu-s", "torch", torch, "> 1.5")]
-    return rows + [Row(f"- a relation in {n} values", median(parts[n]), "k triples/cpu-s") for n in parts if n > 1]
+def sizes(quick):
+    """peer_rounds: 0 leaves out what is compared with peers."""
+    return {"triples": TRIPLES, "rounds": 3 if quick else 5, "peer_rounds": 1 if quick else 3}
 
 
-def run(quick: bool = False, slow: bool = False) -> list[Row]:
-    make_graph()
-    rounds = 3 if quick else 5
-    return [*synthetic_rows(rounds), *umls_rows(rounds), *wordnet_rows(1 if quick else 3, 10, slow), *rescal_rows(2 if quick else 3)]
-
-
-def main():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kge", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, noisier")
-    parser.add_argument("--slow", action="store_true", help="PyKEEN on WordNet for as many epochs as ours, and its MRR: ten minutes more")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    options = parser.parse_args()
-    load, began = os.getloadavg()[0], time.monotonic()
-    rows = run(options.quick, options.slow)
-    print("; ".join(machine().values()) + f"; load average {load:.1f} before, {os.getloadavg()[0]:.1f} after, "
-          f"{time.monotonic() - began:.0f} s")
-    print(markdown(rows) if options.markdown else plain(rows))
-    return 0 if not any(math.isnan(row.measured) for row in rows) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(quick: bool = False, size: dict | None = None) -> list[Row]:
+    size = size or sizes(quick)
+    rounds, peer_rounds = size["rounds"], size["peer_rounds"]
+    rows = synthetic_rows(rounds, size["triples"])
+    if peer_rounds:
+        rows += umls_rows(rounds)
+        for split in WORDNET:
+            rows += wordnet_rows(split, peer_rounds, quick)
+    return rows

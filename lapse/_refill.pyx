@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 from lapse._draws cimport next_below
 from lapse._operations cimport worker_t
 from lapse._pool cimport pool_end, pool_put, pool_t
-from lapse._sampling cimport Sampling
+from lapse._schemes cimport Sampling
 from lapse._sync cimport (fence, load_i32, load_i64, load_u32, nanoseconds, park, pthread_mutex_lock, pthread_mutex_unlock, store_i32,
                           store_u32)
 from lapse._types cimport DONE, ERR_DRAW, ERR_MEMORY, ERR_STOPPED, Key, Timestamp

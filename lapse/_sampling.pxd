@@ -1,67 +1,35 @@
-"""The sampling schemes: what a node shares (`Sampling`), and what each worker has of its own (`Sampler`: random numbers, handles)."""
+"""The sampling schemes: what each worker has of its own (`Sampler`: random numbers, handles). What they share is in _schemes.pxd."""
 cimport cython
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from lapse._draws cimport distribution_t, rng_t
 from lapse._here cimport here_t, recent_t, seen_t
-from lapse._node_state cimport NodeState
 from lapse._operations cimport worker_t
-from lapse._pool cimport pool_t
+from lapse._schemes cimport LOCAL, NAIVE, POOL, PRELOC, Sampling
 from lapse._store cimport store_t
-from lapse._sync cimport pthread_mutex_t
+from lapse._turns cimport turns_t
 from lapse._types cimport Key
-
-cdef enum Scheme:
-    NAIVE
-    PRELOC
-    POOL
-    LOCAL
 
 cdef enum:
     DRY = 1                     # result of Sampler.draw: the pool is empty; wait for it, and draw the rest
-    SLOT_BITS = 24              # of a handle's number; the others count how often the slot has been used
+    SLOT_BITS = 24              # of a handle's number; the others are its turn
+    TURN_BITS = 27              # a slot's turns count up, from the number of the Sampler shifted by these
+    MOST_SAMPLERS = 4096        # that are told apart
 
 cdef struct run_t:              # keys in order, taken from `begin`
     Key* keys                   # owned
     int64_t begin, end, room
 
 cdef struct handle_t:
-    int64_t turn                # how often the slot has been used before
+    int64_t turn                # first_turn, and how often the slot has been used before
     int64_t left                # draws not handed out yet; -1: the slot is free
     run_t drawn                 # preloc: all draws. pool: those postponed
-    run_t rest                  # without replacement, when nearly all keys have been drawn: the others in the order of their turn
-    bint ordered                # `rest` is in use
     seen_t seen                 # without replacement: what has been drawn
     int64_t barren              # local, without replacement: arrivals at which there was nothing more to draw; -1: never
     int32_t next_free
-
-
-@cython.final
-cdef class Sampling:
-    cdef:
-        readonly int scheme     # Scheme
-        readonly bint with_replacement
-        readonly bint postpone
-        readonly int64_t group_size
-        readonly int64_t reuse
-        readonly int64_t batch_size
-        readonly object seed
-        NodeState protocol
-        int pid                 # of the process that made it
-        distribution_t d        # owned
-        double total            # total_weight
-        object function         # FUNCTION: the callable
-        readonly size_t longest # bytes of the longest visible value of the range
-        readonly bint uniform   # all values of the range are equally long
-        dict streams            # {label of a worker: how many Samplers have it}; under the GIL
-        pool_t* pool            # owned; POOL
-        worker_t* filler        # borrowed from protocol; of the thread that fills the pool, NULL: there is none yet
-        public object error     # what the pool's callable raised
-        int64_t recent_room     # LOCAL: arrivals after which a look is due
-        pthread_mutex_t lock    # guards latest, and refs of all lists
-        here_t* latest          # the last list of local keys
-    cdef here_t* list_of_now(self, here_t* old) noexcept nogil
-    cdef void unlist(self, here_t* l) noexcept nogil
-    cdef void let_go(self, here_t* l) noexcept nogil
+    int tries                   # local: candidates until a draw looks over the range; 0: what is left is in order
+    # seldom looked at
+    turns_t rest                # without replacement, when nearly all keys have been drawn: the others in order
+    turns_t turns               # local: the same of those that are here
 
 
 @cython.final
@@ -75,6 +43,8 @@ cdef class Sampler:
         object generator        # numpy's, for a callable
         readonly object error   # what the callable raised
         uint64_t stream
+        int64_t first_turn      # of all slots
+        int tries               # of a new handle
         handle_t* handles       # owned; used of room
         int64_t used, room
         int32_t free_handle     # -1: none
@@ -107,14 +77,17 @@ cdef class Sampler:
     cdef void close(self, handle_t* h) noexcept nogil
     cdef int call(self) noexcept nogil
     cdef int distinct(self, handle_t* h, Key* keys, Py_ssize_t n) noexcept nogil
-    cdef int order_rest(self, handle_t* h) noexcept nogil
     cdef int call_function(self) noexcept with gil
     cdef void repeats(self, int64_t times) noexcept with gil
     cdef int here(self, handle_t* h, Key* key) noexcept nogil
     cdef int local_key(self, handle_t* h, Key* key) noexcept nogil
     cdef int candidate(self, seen_t* seen, Key* key, int most) noexcept nogil
     cdef int look_ahead(self) noexcept nogil
-    cdef Key from_list(self, const seen_t* seen) noexcept nogil
+    cdef int from_list(self, handle_t* h, Key* key) noexcept nogil
+    cdef int scarce(self, handle_t* h, Key* key) noexcept nogil
+    cdef int exactly(self, handle_t* h, Key* key) noexcept nogil
+    cdef int order_turns(self, handle_t* h) noexcept nogil
+    cdef int next_turn(self, handle_t* h, Key* key) noexcept nogil
     cdef bint catch_up(self) noexcept nogil
     cdef Key pick(self, const seen_t* seen) noexcept nogil
     cdef void refresh(self) noexcept nogil

@@ -8,36 +8,30 @@
 #           list of them instead (see _here.pxd); with nothing local, a draw like a naive one, which is counted.
 #
 # Without replacement a handle has a set of what it has drawn, and draws again what is in it. When that does not help any more, the other
-# keys are put in the order of exponential numbers with their weights as rates, which is the order in which they would be drawn one after
-# the other (Efraimidis, Spirakis, 2006).
+# keys are put in the order in which they would be drawn (see _turns.pxd), and handed out in it.
 #
-# Locking: Sampling.lock guards the list that workers share; it is held for a look over the range, and for nothing else.
-import os
-
+# A handle's number is its slot, below how often that has been used. That count begins elsewhere for each Sampler of a node, so that the
+# numbers of others are told apart from its own without a look at anything else.
 import numpy as np
 
 cimport cython
 cimport numpy as cnp
-from libc.math cimport log
 from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.stdlib cimport free, malloc, qsort, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
 from posix.unistd cimport getpid
-from lapse._draws cimport (FUNCTION, LOG_UNIFORM, UNIFORM, WEIGHTS, distribution_free, distribution_init, draw_keys, next_fraction,
-                           seed_numbers, total_weight, weight_of)
-from lapse._here cimport (any_here, here_free, is_here, look_here, pick_exactly, pick_listed, recent_clear, recent_free, recent_init,
-                          recent_update, seen_add, seen_has, seen_init, seen_remove)
-from lapse._pool cimport pool_free, pool_give_back, pool_new, pool_take
-from lapse._store cimport expect_slot, visible_bytes
-from lapse._sync cimport (load_i64, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-                          unlikely)
+from lapse._draws cimport FUNCTION, draw_keys, seed_numbers
+from lapse._here cimport (any_here, is_here, pick_exactly, pick_listed, recent_clear, recent_free, recent_init, recent_update, seen_add,
+                          seen_has, seen_init, seen_remove)
+from lapse._pool cimport pool_give_back, pool_take
+from lapse._store cimport expect_slot
+from lapse._sync cimport load_i64, unlikely
+from lapse._turns cimport turns_clear, turns_free, turns_init, turns_join, turns_next, turns_of_all, turns_of_here
 from lapse._types cimport ERR_DRAW, ERR_MEMORY, ERR_SAMPLE, ERR_SAMPLE_COUNT, Key
 
-from lapse.errors import KeyRangeError
+from lapse._schemes import checked_draws
 
 cnp.import_array()
-
-SCHEMES = {"naive": NAIVE, "preloc": PRELOC, "pool": POOL, "local": LOCAL}
 
 cdef enum:
     AHEAD = 32                  # candidates drawn at once, whose slots are on their way to the cache meanwhile
@@ -48,139 +42,11 @@ cdef enum:
     REPEATED_OF_FUNCTION = 1000000
     BATCH = 64                  # uses that a worker takes from the pool at once
     KEEP = 4096                 # keys of a closed handle's memory that are kept
-    RECENT = 256                # an arrival is worth a look at so many keys
 
 cdef seen_t NOTHING_SEEN
 NOTHING_SEEN.keys = NULL
 NOTHING_SEEN.mask = -1
 NOTHING_SEEN.room = 0
-
-cdef struct turn_t:             # of one key, in order_rest
-    double when
-    Key key
-
-
-# --- what the workers of a node share ----------------------------------------------------------------------------------------
-
-@cython.final
-cdef class Sampling:
-    """The settings of `Server.enable_sampling_support`, checked there, and the distribution.
-
-    distribution: "uniform", "log-uniform", a float64 array of high - low weights, or a callable. seed: in [0, 2**64), or None.
-    """
-
-    def __cinit__(self, NodeState protocol not None, scheme, bint with_replacement, distribution, Key low, Key high, *, seed=None,
-                  int64_t group_size=250, int64_t reuse=1, bint postpone=False, int64_t batch_size=10000):
-        cdef cnp.ndarray weights
-        cdef const double* w = NULL
-        cdef int kind
-        cdef size_t size
-        cdef Key key
-        pthread_mutex_init(&self.lock, NULL)
-        self.protocol = protocol
-        self.pid = getpid()
-        self.scheme = SCHEMES[scheme]
-        self.with_replacement = with_replacement
-        self.postpone = postpone
-        self.group_size, self.reuse, self.batch_size = group_size, reuse, batch_size
-        self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
-        self.streams = {}
-        if callable(distribution):
-            self.function = distribution
-            kind = FUNCTION
-        elif isinstance(distribution, str):
-            kind = {"uniform": UNIFORM, "log-uniform": LOG_UNIFORM}[distribution]
-        else:
-            weights = np.ascontiguousarray(distribution, dtype=np.float64)
-            if cnp.PyArray_SIZE(weights) != high - low:
-                raise ValueError("a weight per key")
-            w = <const double*>cnp.PyArray_DATA(weights)
-            kind = WEIGHTS
-        if distribution_init(&self.d, kind, low, high, w, self.scheme == LOCAL or not with_replacement) != 0:
-            raise MemoryError(f"no memory for the weights of {high - low} keys")
-        self.total = total_weight(&self.d) if kind != WEIGHTS or self.d.weights != NULL else 0.0
-        self.uniform = True
-        self.longest = visible_bytes(protocol.store, low)
-        if protocol.store.visible != NULL:
-            for key in range(low, high):
-                size = visible_bytes(protocol.store, key)
-                self.uniform = self.uniform and size == self.longest
-                self.longest = max(size, self.longest)
-        if self.scheme == POOL:
-            self.pool = pool_new()
-            if self.pool == NULL:
-                raise MemoryError("no memory for the pool")
-        elif self.scheme == LOCAL:
-            self.recent_room = max(64, (high - low) // RECENT)
-            size = 1024
-            while size < 4 * <size_t>self.recent_room:
-                size *= 2
-            if protocol.watch(low, high, <int64_t>size) != 0:
-                raise MemoryError("no memory to note arrivals")
-
-    def __dealloc__(self):
-        here_free(self.latest)
-        pool_free(self.pool)
-        distribution_free(&self.d)
-        pthread_mutex_destroy(&self.lock)
-
-    @property
-    def pooled(self):
-        """Whether a thread has to fill the pool."""
-        return self.scheme == POOL
-
-    @property
-    def support(self):
-        """How many keys can be drawn."""
-        return self.d.support
-
-    def stream_of(self, label):
-        """The number of the stream for a worker with this label: the same in every run, another one for each worker of a node."""
-        number = label.__index__() & 0xffffffff if hasattr(label, "__index__") else 0xffffffff
-        count = self.streams[number] = self.streams.get(number, 0) + 1
-        return number << 32 | count & 0xffffffff
-
-    cdef here_t* list_of_now(self, here_t* old) noexcept nogil:
-        """A list that is better than `old`, which is let go; old itself when there is no memory."""
-        cdef here_t* l
-        pthread_mutex_lock(&self.lock)
-        l = self.latest
-        if l == NULL or l == old or l.many or load_i64(&self.protocol.arrivals) - l.arrivals > self.recent_room // 2:
-            l = look_here(self.protocol.store, &self.d, self.total, &self.protocol.arrivals)
-            if l != NULL:
-                l.refs = 1
-                self.unlist(self.latest)
-                self.latest = l
-        if l != NULL:
-            l.refs += 1
-            self.unlist(old)
-            old = l
-        pthread_mutex_unlock(&self.lock)
-        return old
-
-    cdef void unlist(self, here_t* l) noexcept nogil:
-        if l != NULL:
-            l.refs -= 1
-            if l.refs == 0:
-                here_free(l)
-
-    cdef void let_go(self, here_t* l) noexcept nogil:
-        pthread_mutex_lock(&self.lock)
-        self.unlist(l)
-        pthread_mutex_unlock(&self.lock)
-
-
-def checked_draws(keys, n, low, high):
-    """What a callable has drawn, as an int64 array; TypeError, ValueError or KeyRangeError when that is not n keys in [low, high)."""
-    keys = np.asarray(keys)
-    if keys.dtype.kind not in "iu":
-        raise TypeError(f"the callable must give an array of ints, not of {keys.dtype}")
-    if keys.shape != (n,):
-        raise ValueError(f"the callable must give {n} keys, not an array of shape {keys.shape}")
-    wrong = (keys < low) | (keys >= high)
-    if wrong.any():
-        raise KeyRangeError(f"the callable has drawn key {keys[wrong][0]}, which is not in [{low}, {high})")
-    return np.ascontiguousarray(keys, dtype=np.int64)
 
 
 # --- runs of keys ----------------------------------------------------------------------------------------------------------
@@ -218,13 +84,11 @@ cdef void run_clear(run_t* run) noexcept nogil:
 cdef void forget(handle_t* h, const Key* keys, Py_ssize_t n) noexcept nogil:
     """A call has failed after it had drawn these: they may be drawn again."""
     cdef Py_ssize_t i
+    if n > 0:
+        h.rest.begun = h.turns.begun = False
+        h.barren = -1
     for i in range(n):
         seen_remove(&h.seen, keys[i])
-
-
-cdef int earlier(const void* a, const void* b) noexcept nogil:
-    cdef double x = (<const turn_t*>a).when, y = (<const turn_t*>b).when
-    return -1 if x < y else x > y
 
 
 # --- what a worker has ------------------------------------------------------------------------------------------------------
@@ -243,6 +107,9 @@ cdef class Sampler:
         self.recent.known.mask = -1
         if sampling.scheme == LOCAL and recent_init(&self.recent, sampling.recent_room) != 0:
             raise MemoryError("no memory for a worker's draws")
+        self.tries = TRIES if self.d.kind != FUNCTION else TRIES_OF_FUNCTION
+        self.first_turn = sampling.samplers % MOST_SAMPLERS << TURN_BITS
+        sampling.samplers += 1
         self.stream = stream
         seed_numbers(&self.rng, sampling.seed, sampling.protocol.me, self.stream)
 
@@ -251,7 +118,8 @@ cdef class Sampler:
         self.give_up()
         for i in range(self.used):
             free(self.handles[i].drawn.keys)
-            free(self.handles[i].rest.keys)
+            turns_free(&self.handles[i].rest)
+            turns_free(&self.handles[i].turns)
             free(self.handles[i].seen.keys)
         free(self.handles)
         free(self.ahead.keys)
@@ -278,7 +146,7 @@ cdef class Sampler:
         """The open handle of this number; NULL, and ERR_SAMPLE for one that never was, ERR_SAMPLE_COUNT for one that is closed."""
         cdef int64_t slot = handle & ((1 << SLOT_BITS) - 1), turn = handle >> SLOT_BITS
         cdef handle_t* h
-        if unlikely(handle < 0 or slot >= self.used):
+        if unlikely(slot >= self.used or turn < self.first_turn):       # what is below 0 is that, too
             code[0] = ERR_SAMPLE
             return NULL
         h = self.handles + slot
@@ -305,8 +173,11 @@ cdef class Sampler:
                 self.room = 2 * self.room + 8
             h = self.handles + self.used
             memset(h, 0, sizeof(handle_t))
+            h.turn = self.first_turn
             h.left = -1
             h.seen.mask = -1
+            turns_init(&h.rest)
+            turns_init(&h.turns)
             h.next_free = -1
             self.free_handle = <int32_t>self.used
             self.used += 1
@@ -318,7 +189,7 @@ cdef class Sampler:
         self.free_handle = h.next_free
         h.left = n
         h.barren = -1
-        h.ordered = False
+        h.tries = self.tries
         return h
 
     cdef void close(self, handle_t* h) noexcept nogil:
@@ -328,7 +199,9 @@ cdef class Sampler:
                 memcpy(self.uses.keys + self.uses.end, h.drawn.keys + h.drawn.begin, n * sizeof(Key))
                 self.uses.end += n
         run_clear(&h.drawn)
-        run_clear(&h.rest)
+        if not self.sampling.with_replacement:
+            turns_clear(&h.rest, KEEP)
+            turns_clear(&h.turns, KEEP)
         if h.seen.room > KEEP:
             free(h.seen.keys)
             h.seen.keys = NULL
@@ -467,11 +340,11 @@ cdef class Sampler:
         for i in range(n):
             repeated = 0
             while True:
-                if h.ordered:
-                    if h.rest.begin == h.rest.end:
+                if h.rest.begun:
+                    keys[i] = turns_next(&h.rest)
+                    if keys[i] < 0:
+                        forget(h, keys, i)
                         return ERR_SAMPLE_COUNT
-                    keys[i] = h.rest.keys[h.rest.begin]
-                    h.rest.begin += 1
                 else:
                     rc = self.raw(keys + i, 1)
                     if rc != 0:
@@ -480,8 +353,8 @@ cdef class Sampler:
                 if seen_add(&h.seen, keys[i]):
                     break
                 repeated += 1
-                if repeated == REPEATED and self.d.kind != FUNCTION:
-                    rc = self.order_rest(h)
+                if repeated == REPEATED and self.d.kind != FUNCTION and not h.rest.begun:
+                    rc = turns_of_all(&h.rest, self.d, &h.seen, &self.rng)
                     if rc != 0:
                         forget(h, keys, i)
                         return rc
@@ -489,31 +362,6 @@ cdef class Sampler:
                     self.repeats(repeated)
                     forget(h, keys, i)
                     return ERR_DRAW
-        return 0
-
-    cdef int order_rest(self, handle_t* h) noexcept nogil:
-        cdef turn_t* turns = <turn_t*>malloc(self.d.span * sizeof(turn_t))
-        cdef int64_t n = 0, i
-        cdef double weight
-        cdef Key key
-        if turns == NULL:
-            return ERR_MEMORY
-        for key in range(self.d.low, self.d.high):
-            weight = weight_of(self.d, key)
-            if weight > 0.0 and not seen_has(&h.seen, key):
-                turns[n].when = -log(1.0 - next_fraction(&self.rng)) / weight
-                turns[n].key = key
-                n += 1
-        qsort(turns, n, sizeof(turn_t), earlier)
-        run_clear(&h.rest)
-        if run_room(&h.rest, n) != 0:
-            free(turns)
-            return ERR_MEMORY
-        for i in range(n):
-            h.rest.keys[i] = turns[i].key
-        h.rest.end = n
-        h.ordered = True
-        free(turns)
         return 0
 
     # --- local
@@ -536,20 +384,61 @@ cdef class Sampler:
         if barren[0] == arrivals:                       # nothing was here, and nothing has come
             return 0
         if self.listed == NULL:
-            rc = self.candidate(seen, key, TRIES if self.d.kind != FUNCTION else TRIES_OF_FUNCTION)
+            rc = self.candidate(seen, key, h.tries if h != NULL else self.tries)
             if rc != 0 or key[0] >= 0:
                 return rc
-            if self.d.kind != FUNCTION:
-                self.refresh()
-                if self.listed == NULL:                 # many are here; this handle has seen them, or they came only now
-                    key[0] = pick_exactly(self.store, self.d, NULL, NULL, seen, &self.rng)
-        if self.listed != NULL:
-            key[0] = self.from_list(seen)
-        if key[0] >= 0:
-            seen_add(seen, key[0])
-        elif self.d.kind != FUNCTION or not any_here(self.store, self.d, seen):
+        rc = self.scarce(h, key)
+        if rc == 0 and key[0] < 0 and (self.d.kind != FUNCTION or not any_here(self.store, self.d, seen)):
             barren[0] = arrivals                        # (what a callable has not drawn this time, it may the next)
-        return 0
+        return rc
+
+    cdef int scarce(self, handle_t* h, Key* key) noexcept nogil:
+        """A key that is here where drawing finds none, or -1. 0, or ERR_MEMORY."""
+        if h != NULL and h.turns.begun:
+            return self.next_turn(h, key)
+        if self.d.kind == FUNCTION:
+            return 0
+        if self.listed == NULL:
+            self.refresh()
+        if self.listed != NULL:
+            return self.from_list(h, key)
+        return self.exactly(h, key)             # many are here; this handle has seen them, or they came only now
+
+    cdef int exactly(self, handle_t* h, Key* key) noexcept nogil:
+        """A key that is here by a look at all that may be, or -1. A handle that must not repeat itself has them put in order for the
+        next draws, too: few of them are new to it, and a look for each would take too long. 0, or ERR_MEMORY."""
+        cdef here_t* l = self.listed
+        if h == NULL or h.seen.mask < 0:
+            key[0] = pick_exactly(self.store, self.d, l, &self.recent, &NOTHING_SEEN, &self.rng)
+            return 0
+        return self.order_turns(h) or self.next_turn(h, key)
+
+    cdef int order_turns(self, handle_t* h) noexcept nogil:
+        """Put the keys in order that are here, and new to the handle. 0, or ERR_MEMORY."""
+        h.tries = 0
+        if self.listed == NULL:
+            return turns_of_here(&h.turns, self.store, self.d, NULL, NULL, &h.seen, load_i64(&self.sampling.protocol.arrivals),
+                                 self.sampling.recent_room, &self.rng)
+        return turns_of_here(&h.turns, self.store, self.d, self.listed, &self.recent, &h.seen, self.recent.arrivals,
+                             self.listed.count + self.recent.count + LISTED_TRIES, &self.rng)
+
+    cdef int next_turn(self, handle_t* h, Key* key) noexcept nogil:
+        """The next key in order that is here; -1: there is none. 0, or ERR_MEMORY."""
+        cdef Key k
+        if (h.turns.arrivals != load_i64(&self.sampling.protocol.arrivals)
+                and not turns_join(&h.turns, self.d, &h.seen, self.sampling.protocol.arrived, self.sampling.protocol.arrived_mask,
+                                   &self.sampling.protocol.arrivals, &self.rng)):
+            if self.listed != NULL:
+                self.catch_up()
+            if self.order_turns(h) != 0:
+                return ERR_MEMORY
+        while True:
+            k = turns_next(&h.turns)
+            if k < 0:
+                return 0
+            if is_here(self.store, k) and seen_add(&h.seen, k):
+                key[0] = k
+                return 0
 
     cdef int candidate(self, seen_t* seen, Key* key, int most) noexcept nogil:
         """Draw until a key is here, and new; *key stays as it is after `most` draws in vain. 0, or ERR_DRAW, ERR_MEMORY."""
@@ -592,19 +481,23 @@ cdef class Sampler:
             self.sampling.let_go(l)
             self.listed = NULL
 
-    cdef Key from_list(self, const seen_t* seen) noexcept nogil:
-        """A key of the list, or of what has come since, that is still here, by weight; -1: there is none."""
-        cdef Key key
+    cdef int from_list(self, handle_t* h, Key* key) noexcept nogil:
+        """A key of the list, or of what has come since, that is still here, by weight; -1: there is none. 0, or ERR_MEMORY."""
+        cdef seen_t* seen = &h.seen if h != NULL else &NOTHING_SEEN
+        cdef int rc
         if self.recent.arrivals != load_i64(&self.sampling.protocol.arrivals) and not self.catch_up():
-            return pick_exactly(self.store, self.d, NULL, NULL, seen, &self.rng)
-        key = self.pick(seen)
-        if key < 0 and self.listed.count + self.recent.count > 0:
+            return self.exactly(h, key)
+        key[0] = self.pick(seen)
+        if key[0] >= 0:
+            seen_add(seen, key[0])
+        elif self.listed.count + self.recent.count > 0:
             # Most have left, or been seen. A new list is due when passing over this one has cost as much.
             self.effort += self.listed.count + self.recent.count + LISTED_TRIES
-            key = pick_exactly(self.store, self.d, self.listed, &self.recent, seen, &self.rng)
+            rc = self.exactly(h, key)
             if self.effort > <int64_t>self.d.span:
                 self.refresh()
-        return key
+            return rc
+        return 0
 
     cdef bint catch_up(self) noexcept nogil:
         """Take up what has arrived. 0: so much has come that there is no list any more."""

@@ -28,6 +28,7 @@ cdef class Worker:
         readonly int index      # of the worker in its node
         readonly object buffers # {timestamp: arrays} of the Python face's operations under way
         public object signal    # what a signal handler raised while this worker waited; the Python face raises it on
+        readonly object draw_error  # what the distribution's callable has raised, of the last C-level call that returned ERR_DRAW
         int64_t credit_bytes    # what may be under way at once
         int64_t patience        # nanoseconds for which a primitive waits for credit, then ERR_TIMEOUT; below 0: for ever
         Sampler sampler         # None: sampling has not been enabled

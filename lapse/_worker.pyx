@@ -466,12 +466,12 @@ cdef class Worker:
                 return ERR_INTERRUPTED
 
     cdef int sample_error(self, int code) noexcept nogil:
-        """Have the Python face raise what a callable has raised."""
+        """Keep what a callable has raised, for the Python face to raise, or for whoever looks at draw_error."""
         if code == ERR_DRAW:
             with gil:
-                self.signal, self.sampler.error = self.sampler.error, None
-                if self.signal is None:
-                    self.signal = self.sampler.sampling.error
+                self.draw_error, self.sampler.error = self.sampler.error, None
+                if self.draw_error is None:             # the pool's thread has called it
+                    self.draw_error = self.sampler.sampling.error
         return code
 
     cdef Timestamp pull_sample(self, int64_t handle, Key* keys, Py_ssize_t n, void* vals) noexcept nogil:

@@ -341,18 +341,14 @@ class Node:
                 raise RuntimeError("sampling support has been enabled before")
             if self.had_workers:
                 raise RuntimeError("sampling support has to be enabled before the first Worker")
-            self.sampling = checked_sampling(self.protocol, self.config.num_keys, **settings)
-        if self.sampling.pooled:
-            # a worker slot behind those of the program
-            self.filler = Filler(self.protocol, self.van, self.sampling, self.config.num_threads, self.config.credit_bytes)
-            self.filler_thread = threading.Thread(target=self.filler.run, name="lapse-sampling", daemon=True)
-            self.filler_thread.start()
-
-    def forget_sampling(self):
-        """As if it had not been enabled; for tests, while there are no Workers."""
-        self.stop_sampling()
-        self.sampling = self.filler = self.filler_thread = None
-        self.had_workers = False
+            sampling = checked_sampling(self.protocol, self.config.num_keys, **settings)
+            if sampling.pooled:
+                # a worker slot behind those of the program
+                filler = Filler(self.protocol, self.van, sampling, self.config.num_threads, self.config.credit_bytes)
+                thread = threading.Thread(target=filler.run, name="lapse-sampling", daemon=True)
+                thread.start()
+                self.filler, self.filler_thread = filler, thread
+            self.sampling = sampling                # when all has gone well: another try may do better
 
     def stop_sampling(self):
         """End the thread that fills the pool; what it has sent for has arrived then."""

@@ -9,11 +9,14 @@ import math
 import re
 
 __all__ = ["add_dtype", "add_replicate", "add_shared_memory", "boolean", "non_negative", "non_negative_int", "positive", "positive_int",
-           "program_parser", "sampling_settings", "seconds", "system_settings"]
+           "program_parser", "sampling_settings", "seconds", "seed", "system_settings", "whole"]
 
 TRANSPORTS = ("auto", "ipc", "tcp")
 SAMPLING_SCHEMES = ("naive", "preloc", "pool", "local")
 DTYPES = ("float32", "float64", "int32", "int64")
+MOST = 2**31 - 1                # of a number that counts something, if nothing else is said
+MOST_GROUP, MOST_USES = 2**24, 2**28        # as in lapse/sampling.py, which imports the core
+LONGEST = 1e9                   # seconds
 
 # Options of the C++ programs that belong to replication and intent. A name that ends in a dot stands for all that begin so.
 RESERVED = ("--rep.", "--sys.sync.", "--sys.timing.", "--sys.techniques", "--sys.channels", "--sys.time_intent_actions",
@@ -33,24 +36,34 @@ def boolean(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a truth value: say 0/1, true/false, yes/no or on/off") from None
 
 
-def _integer(text, least):
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{value} is too small: the least is {least}")
-    return value
+def whole(least, most=MOST):
+    """Return a converter of whole numbers in [least, most]."""
+    def convert(text):
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small: the least is {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is too large: the most is {most}")
+        return value
+    return convert
 
 
 def positive_int(text):
-    """Return the whole number >= 1 that `text` spells."""
-    return _integer(text, 1)
+    """Return the whole number in [1, 2**31) that `text` spells."""
+    return whole(1)(text)
 
 
 def non_negative_int(text):
-    """Return the whole number >= 0 that `text` spells."""
-    return _integer(text, 0)
+    """Return the whole number in [0, 2**31) that `text` spells."""
+    return whole(0)(text)
+
+
+def seed(text):
+    """Return the whole number in [0, 2**64) that `text` spells."""
+    return whole(0, 2**64 - 1)(text)
 
 
 def positive(text):
@@ -70,8 +83,8 @@ def non_negative(text):
 
 
 def seconds(text):
-    """Return the number of seconds that `text` spells; none: None."""
-    return None if text.lower() == "none" else positive(text)
+    """Return the number of seconds that `text` spells, at most 30 years, which is as good as more; none: None."""
+    return None if text.lower() == "none" else min(positive(text), LONGEST)
 
 
 def _trace_keys(text):
@@ -108,7 +121,11 @@ class _Parser(argparse.ArgumentParser):
             from sys import argv
             args = argv[1:]
         self.words = list(args)
-        return super().parse_args(self.words, namespace)
+        options = super().parse_args(self.words, namespace)
+        if options.sampling_group_size * options.sampling_reuse > MOST_USES:
+            self.error(f"--sampling.group_size {options.sampling_group_size} and --sampling.reuse {options.sampling_reuse}: their product "
+                       f"is at most {MOST_USES}")
+        return options
 
     def error(self, message):
         # argparse looks for missing options first; when one is mistyped, that is what is wrong.
@@ -152,14 +169,14 @@ def program_parser(prog, description):
     sampling = parser.add_argument_group("sampling options")
     sampling.add_argument("--sampling.scheme", "--sampling.strategy", dest="sampling_scheme", type=_scheme, default="naive",
                           metavar="SCHEME", help="naive, preloc, pool or local (= onlylocal)")
-    sampling.add_argument("--sampling.group_size", "--sampling.pool_size", dest="sampling_group_size", type=positive_int,
+    sampling.add_argument("--sampling.group_size", "--sampling.pool_size", dest="sampling_group_size", type=whole(1, MOST_GROUP),
                           default=250, metavar="N", help="pool: keys of one localize")
-    sampling.add_argument("--sampling.reuse", dest="sampling_reuse", type=positive_int, default=1, metavar="N",
+    sampling.add_argument("--sampling.reuse", dest="sampling_reuse", type=whole(1, MOST_USES), default=1, metavar="N",
                           help="pool: uses of a sample")
     sampling.add_argument("--sampling.postpone", dest="sampling_postpone", type=boolean, default=False, metavar="BOOL",
                           help="pool: use a non-local sample later")
-    sampling.add_argument("--sampling.batch_size", dest="sampling_batch_size", type=positive_int, default=10000, metavar="N",
-                          help="draws generated at once")
+    sampling.add_argument("--sampling.batch_size", dest="sampling_batch_size", type=whole(1, MOST_USES), default=10000,
+                          metavar="N", help="draws generated at once")
     sampling.add_argument("--sampling.with_replacement", dest="sampling_with_replacement", type=boolean, default=True,
                           metavar="BOOL", help="a sample may be drawn twice")
     return parser

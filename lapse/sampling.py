@@ -5,7 +5,7 @@ import operator
 
 import numpy as np
 
-from lapse._sampling import Sampling
+from lapse._schemes import Sampling
 from lapse.errors import KeyRangeError
 
 __all__ = ["DISTRIBUTIONS", "SCHEMES", "checked_sampling"]

@@ -21,7 +21,7 @@ from lapse._operations cimport counters_t, op_finished, worker_t
 from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
 from lapse._sync cimport fence, load_i32, load_i64, load_u32, park, store_i32, store_u32, swap_i32
-from lapse._sampling cimport LOCAL, POOL
+from lapse._schemes cimport LOCAL, POOL
 from lapse._types cimport (DONE, ERR_DRAW, ERR_FORKED, ERR_HELD, ERR_KEY_RANGE, ERR_MEMORY, ERR_NO_SAMPLING, ERR_SAMPLE, ERR_SAMPLE_COUNT,
                            ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key)
 from lapse._types cimport Timestamp as Time
@@ -204,6 +204,9 @@ cdef int fail(Core me, int code) except -1:
     """Raise what an ERR_ code means."""
     if me.signal is not None:           # a signal handler's exception
         error, me.signal = me.signal, None
+        raise error
+    if code == ERR_DRAW and me.draw_error is not None:
+        error, me.draw_error = me.draw_error, None
         raise error
     if code == ERR_TIMEOUT:
         raise TimeoutError("the operation is still under way: its time is up")

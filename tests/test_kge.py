@@ -165,10 +165,12 @@ def spoil(data, case):
     elif case == "folder":
         (data / "file").write_text("")
         options["--write_embeddings"], what = data / "file", "--write_embeddings .*file: File exists"
+    elif case == "report":
+        options["--report"], what = data, "--report .*: Is a directory"
     return [word for pair in options.items() for word in pair], what
 
 
-CASES = ["no folder", "not partitioned", "malformed", "entity", "relation", "empty", "test", "no checkpoint", "folder"]
+CASES = ["report", "no folder", "not partitioned", "malformed", "entity", "relation", "empty", "test", "no checkpoint", "folder"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -186,7 +188,11 @@ def test_bad_input_is_one_sentence(jobs, data, case):
     ("--algorithm TransE", "is no algorithm"), ("--eval_freq 0", "too small"), ("--gamma_entity -1", "not above 0"),
     ("--replicate 5", "reserved"), ("--dtype int32", "invalid choice"), ("--sampling.scheme best", "no sampling scheme"),
     ("--dataset=", "--dataset is needed"), ("--write_end_checkpoint 1", "needs the folder"),
-    ("--max_N 0", "too small"), ("--num_entities 0", "too small")])
+    ("--max_N 0", "too small"), ("--num_entities 0", "too small"), ("-t 0", "too small"), ("--eta nan", "not above 0"),
+    ("--embed_dim 10000000000", "too large"), ("--neg_ratio 3000000000", "too large"), ("--num_entities 3000000000", "too large"),
+    ("--localize_parameters_ahead 2147483647", "too large"), ("--seed 18446744073709551616", "too large"),
+    ("--max_N 99999999999999999999", "too large"), ("--sampling.group_size 99999999", "too large"),
+    ("--sampling.with_replacement 0 --neg_ratio 141", "2 x 141 (--neg_ratio), but --num_entities is 280")])
 def test_a_wrong_option_is_refused(jobs, options, what):
     result = jobs.run(sys.executable, PROGRAM, "--dataset", TOY, *SIZE, *ALONE, "--num_epochs", 1, *options.split())
     assert result.code == 2 and what in result.text and "Traceback" not in result.text, result.text

@@ -1,5 +1,6 @@
 """The word vectors as a job: what it learns on one and several nodes, its files, its options, and what it says of bad input."""
 import json
+import os
 import re
 import resource
 import sys
@@ -78,6 +79,7 @@ def test_nodes_and_threads_agree(jobs, tmp_path):
     "", "-t 3", "--dtype float64", "--enforce_random_keys 1", "--shuffle 0", "--shared_memory 0", "--sync_push 0 -t 2",
     "--localize_pos 0", "--sys.location_caches 1 --localize_pos 0", "--peek_ahead 5", "--prep_context_ahead 0", "--negative 18",
     "--subsample 0", "--sampling.scheme preloc --prep_context_ahead 200", "--sampling.scheme local",
+    "--sampling.with_replacement 0 --prep_context_ahead 100 --sampling.scheme preloc", "--neg_power 1000",
     "--sampling.scheme local -t 2 --negative 0", "--sampling.scheme pool --sampling.reuse 2 --prep_context_ahead 100"])
 def test_every_way_learns(jobs, options, tmp_path):
     """Each word of the text is read once an iteration, by one of the workers."""
@@ -182,6 +184,30 @@ def spoil(folder, case):
     elif case == "vocabulary":
         (folder / "v").write_text("a 5\nb five\n")
         options["--vocab_retrieve"], what = folder / "v", "v:2: the line is not a word"
+    elif case == "counts":
+        (folder / "v").write_text(f"a {2**61}\nb {2**61}\n")
+        options["--vocab_retrieve"], what = folder / "v", "v:2: the words occur 4611686018427387904 times or more"
+    elif case == "few words":
+        options["--sampling.with_replacement"], options["--negative"], options["-w"] = 0, 1, 2
+        what = "up to 2 x 2 x 1 .*, but the vocabulary has 2"
+    elif case == "pipe":
+        os.mkfifo(folder / "p")
+        options["-f"], what = folder / "p", "p is not a regular file"
+    elif case == "output pipe":
+        os.mkfifo(folder / "p")
+        options["--write_results"], options["-o"], what = 1, folder / "p", "--output_file .*p: is not a regular file"
+    elif case == "report":
+        options["--report"], what = folder, "--report .*: Is a directory"
+    elif case == "report pipe":
+        os.mkfifo(folder / "p")
+        options["--report"], what = folder / "p", "--report .*p: No such device or address"
+    elif case == "keys of no machine":
+        options["-k"], what = 2**40, "out of memory"
+    elif case == "empty checkpoint":
+        (folder / "c").mkdir()
+        (folder / "c/vocabulary.txt").write_text("a 5\nb 5\n")
+        (folder / "c/input.npy").write_text("")
+        options["--init_model"], what = folder / "c", "input.npy is not a whole .npy file"
     elif case == "no vocabulary":
         options["--vocab_retrieve"], what = folder / "v", "v: No such file"
     elif case == "output":
@@ -201,7 +227,8 @@ def spoil(folder, case):
 
 
 CASES = ["no file", "folder", "empty", "rare words", "keys", "no file per node", "vocabulary", "no vocabulary", "output",
-         "checkpoint folder", "no checkpoint", "dimension", "words"]
+         "checkpoint folder", "no checkpoint", "dimension", "words", "counts", "few words", "pipe", "output pipe", "report", "report pipe",
+         "keys of no machine", "empty checkpoint"]
 
 
 @pytest.mark.parametrize(("case", "nodes"), [*[(case, 0) for case in CASES], ("keys", 2), ("no file per node", 2), ("empty", 2)])
@@ -220,6 +247,10 @@ def test_bad_input_is_one_sentence(jobs, tmp_path, case, nodes):
     ("-v 0", "too small"), ("-w 0", "too small"), ("--negative -1", "too small"), ("--starting_alpha 0", "not above 0"),
     ("--subsample -1", "not above 0"), ("--data_words many", "not a whole number"), ("--binary 2", "invalid choice"),
     ("--replicate 5", "reserved"), ("--downsample_replicated_negatives 1", "reserved"), ("--dtype int32", "invalid choice"),
+    ("--negative 3000000000", "too large"), ("-w 70000", "too large"), ("-v 99999999999", "too large"),
+    ("-k 9223372036854775807", "too large"), ("--data_words 99999999999999999999", "too large"),
+    ("--seed 18446744073709551616", "too large"), ("--starting_alpha nan", "not above 0"),
+    ("--prep_context_ahead 9999999999", "too large"), ("-t 0", "too small"),
     ("--sampling.scheme some", "no sampling scheme"), ("--shuffle maybe", "truth value"), ("--max_runtime 0", "not above 0")])
 def test_a_wrong_option_is_refused(jobs, options, what):
     result = jobs.run(sys.executable, PROGRAM, *QUICK, *options.split())
@@ -243,7 +274,7 @@ LIMITED = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, 
 
 
 @pytest.mark.parametrize(("options", "what"), [(["--write_results", 1, "-o", "v"], "v: File too large"),
-                                               (["--checkpoint", "."], "input.npy: File too large")])
+                                               (["--checkpoint", "."], "out/epoch-1: File too large")])
 def test_a_disk_that_fills_up_leaves_nothing_half_written(jobs, tmp_path, options, what):
     """A limit of the size of files stands for the disk."""
     options = [tmp_path / "out" / option if option in ("v", ".") else option for option in options]

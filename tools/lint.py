@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A lower layer never cimports a higher one; what is not named here is above all of these.
 LAYERS = [{"_build", "_types", "_sync", "_zmq", "_wire"},
-          {"_store", "_directory", "_transfers", "_operations", "_pins", "_trace", "_answers", "_counters", "_draws", "_here", "_pool"},
-          {"_sink"}, {"_node_state"}, {"_routing", "_sampling"}, {"_protocol"}, {"_van"}, {"_worker"}]
+          {"_store", "_directory", "_transfers", "_operations", "_pins", "_trace", "_answers", "_counters", "_draws", "_here", "_turns",
+           "_pool"},
+          {"_sink"}, {"_node_state"}, {"_routing", "_schemes", "_sampling"}, {"_protocol"}, {"_van"}, {"_worker"}]
 
 FORBIDDEN = re.compile(r"import\s+\w*[pP]ickle|\bpickle\.\w|from\s+\w*[pP]ickle\s|recv_pyobj|send_pyobj|(?<![\w.])(?:eval|exec)\("
                        r"|yaml\.load\b|shell\s*=\s*True|os\.system\(|os\.popen\(")

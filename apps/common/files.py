@@ -1,6 +1,8 @@
 """Files of the applications: what is wrong with one, and files that are written completely or not at all."""
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ class InputError(Exception):
 def whole_file(path):
     """Give a binary file to write that becomes `path` when all is in it, and until then, where the system can, has no name."""
     path = Path(path)
+    check_regular(path)
     part = path.with_name(f"{path.name}.part")
     try:
         file = os.fdopen(os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o644), "w+b")
@@ -35,12 +38,24 @@ def whole_file(path):
         os.replace(part, path)
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None       # a full disk does not say where, and the other name is ours
+            error.filename = str(path)              # a full disk does not say where
+            if error.filename2 is not None:         # that name is ours
+                del error.filename2
         with contextlib.suppress(OSError):      # what is left in the buffer would be written now
             file.close()
         if named:
             part.unlink(missing_ok=True)
         raise
+
+
+def check_regular(path):
+    """OSError for what is there and is no file: a device, say, whose place a file should not take."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
 
 
 def check_folder(option, folder):
@@ -57,13 +72,18 @@ def check_folder(option, folder):
         raise InputError(f"{option} {folder}: {error.strerror}") from None
 
 
-def check_file(option, path):
-    """Prove that a file of this name can be written, without making it; InputError when not. Nodes of one host may do so at once."""
+def check_file(option, path, appended=False):
+    """Prove that a file of this name can be written, without making it; InputError when not. Nodes of one host may do so at once.
+
+    appended: what is there will not be replaced, so that it may be a device.
+    """
     path = Path(path)
     try:
+        if not appended:
+            check_regular(path)
         if path.exists():
-            with path.open("ab"):
-                return
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))      # of a pipe nobody is waited for
+            return
         with tempfile.TemporaryFile(dir=path.parent) as file:
             file.write(b"\0")
     except OSError as error:

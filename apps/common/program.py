@@ -73,11 +73,18 @@ class Report:
         if self.path:
             self.path.write_text("")
 
+    def write(self, line):
+        try:
+            with self.path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            error.filename = str(self.path)         # a full disk does not say where
+            raise
+
     def __call__(self, result):
         if self.path:
-            with self.path.open("a") as file:
-                file.write(json.dumps({name: None if isinstance(value, float) and not math.isfinite(value) else value
-                                       for name, value in asdict(result).items()}) + "\n")
+            self.write(json.dumps({name: None if isinstance(value, float) and not math.isfinite(value) else value
+                                   for name, value in asdict(result).items()}) + "\n")
         if not self.quiet:
             sys.stdout.write(result.line() + "\n")
             sys.stdout.flush()

@@ -114,7 +114,7 @@ class Checkpoint:
                     array = np.load(path, mmap_mode="r")
                 except OSError as error:
                     raise InputError(f"{path}: {error.strerror or error}") from None
-                except ValueError:
+                except (ValueError, EOFError):
                     raise InputError(f"{path} is no complete array") from None
                 if array.shape != _shape(layout, kind) or array.dtype not in (np.float32, np.float64):
                     raise InputError(f"{path} is of {array.shape} {array.dtype}, but {_shape(layout, kind)} floats are needed")

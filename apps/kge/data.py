@@ -49,6 +49,8 @@ def read_triples(path, num_entities, num_relations, workers=None):
     if workers is not None:
         limits.append((workers, f"worker {{}}, but there are {workers}"))
     found, lines = [], 0
+    if path.is_fifo():                  # nobody may ever write to it
+        raise InputError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:
             for text in _blocks(file):

@@ -34,12 +34,13 @@ cdef class Trainer:
     """One worker's share of a text: `begin_iteration`, then `train` until it returns True.
 
     places: int64, 2 per word: the keys of its input and output vector. seed: of windows, subsampling and negatives. share: words of
-    the vocabulary to train on in an iteration, None: all of the range. instructions: see `arithmetic`.
+    the vocabulary to train on in an iteration, None: all of the range. replacement: negatives of a window may be equal, so that those of
+    several are one sample. instructions: see `arithmetic`.
     """
 
     def __cinit__(self, Worker worker, Vocabulary vocabulary, places, *, int dim, bint double_precision, int window, int negative,
                   double subsample, double alpha, uint64_t seed, Py_ssize_t ahead=10, Py_ssize_t peek=0, bint localize=True,
-                  bint sync_push=True, int instructions=2):
+                  bint sync_push=True, bint replacement=True, int instructions=2):
         cdef Key[::1] view = np.ascontiguousarray(places, dtype=np.int64)
         cdef Py_ssize_t i, words = len(vocabulary)
         cdef double threshold, ratio, kept
@@ -53,7 +54,7 @@ cdef class Trainer:
         self.window, self.negative = window, negative
         self.localize, self.sync_push = localize, sync_push
         self.ahead, self.peek = ahead, peek
-        self.chunk = min(max((ahead + 1) // 2, 1), 64)
+        self.chunk = min(max((ahead + 1) // 2, 1), 64) if replacement else 1
         self.starting_alpha = self.alpha = alpha
         self.lowest_alpha = alpha * 1e-4
         self.random = seed
@@ -76,7 +77,7 @@ cdef class Trainer:
         self.num_chunks = (self.ahead + 1) // self.chunk + 3
         self.chunks = <chunk_t*>malloc(self.num_chunks * sizeof(chunk_t))
         self.wanted = <Key*>malloc(2 * self.room * sizeof(Key))
-        self.samples_each = 2 * self.window * self.negative
+        self.samples_each = 2 * <Py_ssize_t>self.window * self.negative
         self.samples = <Key*>malloc((2 * self.samples_each + 1) * sizeof(Key))
         self.keep = <uint32_t*>malloc(words * sizeof(uint32_t))
         self.centre = <char*>malloc(2 * self.bytes)

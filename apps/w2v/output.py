@@ -46,8 +46,8 @@ def write_checkpoint(folder, epoch, vocabulary, pull, dim, dtype):
     folder = Path(folder) / f"epoch-{epoch}"
     part, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         for which, name in enumerate(("input.npy", "output.npy")):
             _write_npy(part / name, lambda begin, end, which=which: pull(which, begin, end), len(vocabulary), dim, dtype)
         write_vocabulary(part / "vocabulary.txt", vocabulary)
@@ -55,8 +55,14 @@ def write_checkpoint(folder, epoch, vocabulary, pull, dim, dtype):
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(part, folder)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(folder)            # a full disk does not say where, and what it says of `part` is of no use: it goes
+            if error.filename2 is not None:
+                del error.filename2
         shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -87,7 +93,7 @@ def read_checkpoint(path, vocabulary, dim):
             array = np.load(file, mmap_mode="r", allow_pickle=False)
         except OSError as error:
             raise InputError(f"{file}: {error.strerror or error}") from None
-        except ValueError:
+        except (ValueError, EOFError):
             raise InputError(f"{file} is not a whole .npy file of numbers") from None
         if array.ndim != 2 or array.dtype.kind != "f" or len(array) != len(vocabulary):
             raise InputError(f"{file} does not have a row of numbers for each of {len(vocabulary)} words")

@@ -14,6 +14,7 @@ from apps.common.files import InputError, whole_file
 
 __all__ = ["Text", "build_vocabulary", "open_text", "read_vocabulary", "write_vocabulary"]
 
+MOST = 2**62
 SENTENCE = b"</s>"              # what the C program counts newlines as, in the first line; it never is a word of a text there
 
 
@@ -37,7 +38,7 @@ class Text:
 def open_text(path):
     """Return the Text in a file. InputError when there is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)      # of a pipe nobody is waited for
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     status = os.fstat(fd)
@@ -70,15 +71,18 @@ def build_vocabulary(paths, min_count):
 
 def read_vocabulary(path, min_count):
     """Return the Vocabulary in a file, without the words that are too rare. InputError when something is wrong with it."""
-    read = Vocabulary()
+    read, total = Vocabulary(), 0
     try:
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, 1):
                 fields = line.split()
                 if not fields or (number == 1 and fields[0] == SENTENCE):
                     continue
-                if len(fields) != 2 or not fields[1].isdigit() or not 0 < int(fields[1]) < 2**62:
+                if len(fields) != 2 or not fields[1].isdigit() or not 0 < int(fields[1]) < MOST:
                     raise InputError(f"{path}:{number}: the line is not a word and how often it occurs")
+                total += int(fields[1])
+                if total >= MOST:
+                    raise InputError(f"{path}:{number}: the words occur {MOST} times or more, up to here")
                 if not read.add(fields[0], int(fields[1])):
                     raise InputError(f"{path}:{number}: the word {fields[0].decode(errors='replace')} is there for the second time")
     except OSError as error:

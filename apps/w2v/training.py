@@ -69,7 +69,8 @@ class _Worker(TrainingWorker):
         self.trainer = Trainer(kv, job.vocabulary, job.places, dim=args.embed_dim, double_precision=self.dtype == np.float64,
                                window=args.window, negative=args.negative, subsample=args.subsample, alpha=args.starting_alpha,
                                seed=seed_of(args.seed, me), ahead=args.prep_context_ahead, peek=args.peek_ahead,
-                               localize=args.localize_pos and server.num_nodes > 1, sync_push=args.sync_push)
+                               localize=args.localize_pos and server.num_nodes > 1, sync_push=args.sync_push,
+                               replacement=args.sampling_with_replacement)
         self.exchange = Exchange(kv, me, job.workers, args.num_keys, args.embed_dim, self.dtype, SUMS)
 
     def start(self):

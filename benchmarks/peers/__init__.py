@@ -13,7 +13,7 @@ pykeen (a folder of .del files): triples_per_cpu_s; mrr, mr, hits_at_1, hits_at_
     realistic rank).
 evaluate_embeddings (a folder of .del files, entities.npy, relations.npy): the same measures of a ComplEx model; a row of an array is the
     real half, then the imaginary half.
-torchbiggraph (a folder of .del files): triples_per_cpu_s, and the same measures.
+torchbiggraph (a folder of .del files): triples_per_cpu_s, and, unless rank=0, the same measures.
 torch_rescal (a folder with train.del): triples_per_cpu_s, loss.
 cornac, surprise, libmf (a folder with train.mmc and test.mmc, of the ratings themselves: cornac and surprise learn biases, LIBMF factorizes
     them as they are): updates_per_cpu_s, rmse.
@@ -75,7 +75,7 @@ def run(peer, *data, timeout=3600, **options):
         if value is not None:
             arguments += [f"--{name}", str(value)]
     result = figures(peer, arguments, timeout)
-    if peer == "torchbiggraph":     # its environment has no PyKEEN, whose evaluator all models of a graph are measured with
+    if "entities" in result:        # torchbiggraph; its environment has no PyKEEN, whose evaluator all models of a graph are measured with
         vectors = [Path(result.pop(name)) for name in ("entities", "relations")]
         try:
             measured = figures("evaluate_embeddings", [str(data[0]), *map(str, vectors)], timeout)

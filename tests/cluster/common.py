@@ -6,7 +6,7 @@ import numpy as np
 
 import lapse
 from lapse.config import Config
-from lapse.options import add_dtype, add_shared_memory, non_negative_int, positive_int, program_parser, system_settings
+from lapse.options import add_dtype, add_shared_memory, positive_int, program_parser, seed, system_settings
 from lapse.program import run_workers
 
 WRONG_PRINTED = 10      # per worker
@@ -26,7 +26,7 @@ def program_options(prog, description, *, threads=2, rounds=None, dtype="float32
                             help=f"iterations; if not given {rounds[0]}, or {rounds[1]} with --quick")
         parser.set_defaults(rounds=rounds)
     parser.add_argument("--quick", action="store_true", help="a short run")
-    parser.add_argument("--seed", type=non_negative_int, default=1, metavar="N", help="seed of what is random")
+    parser.add_argument("--seed", type=seed, default=1, metavar="N", help="seed of what is random")
     add_shared_memory(parser)
     if dtype is not None:
         add_dtype(parser, dtype)

@@ -46,6 +46,13 @@ def weights_of(span):
     return weights if weights.any() else np.ones(span)
 
 
+def start_anew(node):
+    """Have sampling not enabled, in a node whose Workers have all gone: programs enable it once, this one in each phase."""
+    node.stop_sampling()
+    node.sampling = node.filler = node.filler_thread = None
+    node.had_workers = False
+
+
 class Phase:
     """One scheme with one distribution: how it is enabled, and what the workers of this node share."""
 
@@ -65,7 +72,7 @@ class Phase:
     def __call__(self, server):
         global phase
         phase = self
-        server._node.forget_sampling()
+        start_anew(server._node)
         settings = {**sampling_settings(self.args), "scheme": self.scheme, "seed": self.args.seed}
         server.enable_sampling_support(distribution=self.distribution, min=self.low, max=self.high, **settings)
 

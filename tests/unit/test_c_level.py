@@ -21,7 +21,7 @@ USER = '''
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.stddef cimport size_t
 from lapse cimport (ACQUIRE_MAX, DONE, ERR_FAILED, ERR_HELD, ERR_KEY_RANGE, ERR_STOPPED, ERR_TIMEOUT, ERR_TIMESTAMP, ERR_TOO_MANY, Key,
-                    Timestamp, Worker)
+                    Timestamp, Worker, acquire_two, count_pairs, look, prefetch_row, prefetch_slot, release_two, sight_t, two_rows_t)
 
 cdef extern from *:
     """
@@ -104,6 +104,33 @@ def in_place(Worker kv, Key first, Key second):
         between = kv.pull_if_local(keys, 2, &x)
         rc = kv.release(3)
     return got, between == ERR_HELD, a == b, rc
+
+
+def two_in_place(Worker kv, Key first, Key second, int64_t times=1):
+    """Add 1 to the rows of both keys, so often; whether there was anything to be seen, and how often both were had."""
+    cdef sight_t sight
+    cdef two_rows_t two
+    cdef bint sees
+    cdef Py_ssize_t i, length
+    cdef int64_t turn, got = 0
+    with nogil:
+        sees = look(kv, &sight)
+        if sees:
+            length = kv.value_length(0)
+            for turn in range(times):
+                if 0 <= first < kv.num_keys():
+                    prefetch_slot(&sight, first)
+                    prefetch_row(&sight, first, length * sizeof(float))
+                if acquire_two(&sight, first, second, &two):
+                    for i in range(length):
+                        (<float*>two.row[0])[i] += 1
+                        (<float*>two.row[1])[i] += 1
+                    release_two(&two)
+                    got += 1
+        elif acquire_two(&sight, first, second, &two):
+            got = -1
+        count_pairs(&sight, got)
+    return sees, got
 
 
 def keep_latched(Worker kv, Key key):
@@ -234,6 +261,83 @@ def test_in_place(user, serve):
     assert user.in_place(kv, 1, 1) == (2, True, True, 0)            # a key twice: one row
     assert kv.pull([1])[0, 0] == 301
     kv.finalize()
+
+
+def test_two_in_place(user, serve):
+    server = serve(4, threads=2)
+    kv, other = lapse.Worker(0, server), lapse.Worker(1, server)
+    kv.set(range(100), np.zeros((100, 4), np.float32))
+    before = server.stats()
+    assert user.two_in_place(kv, 1, 2) == user.two_in_place(kv, 2, 1) == (True, 1)
+    after = server.stats()
+    assert after.pulled.local - before.pulled.local == after.pushed.local - before.pushed.local == 4
+    for pair in ((3, 3), (-1, 3), (3, -1), (100, 3), (3, 100), (3, 2**62)):
+        assert user.two_in_place(kv, *pair) == (True, 0)
+    assert server.stats().pushed.local == after.pushed.local
+    other.push(range(100), np.zeros((100, 4), np.float32))         # nothing is held
+    assert kv.pull(range(5))[:, 3].tolist() == [0, 2, 2, 0, 0]
+    assert user.keep_latched(kv, 50) == 1
+    assert user.two_in_place(kv, 1, 2) == (False, 0)                # between acquire and release
+    kv = None                                                       # one that is gone holds nothing
+    assert user.two_in_place(other, 50, 1) == (True, 1)
+    server.shutdown()
+    assert user.two_in_place(other, 1, 2) == (False, 0)
+
+
+def test_two_in_place_without_shared_memory(user, serve):
+    kv = lapse.Worker(0, serve(4, shared_memory=False))
+    assert user.two_in_place(kv, 1, 2) == (False, 0)
+    kv.finalize()
+    assert user.two_in_place(kv, 1, 2) == (False, 0)
+
+
+def test_two_in_place_loses_nothing(user, serve):
+    """Two threads want the same rows in opposite order, and others of theirs."""
+    server = serve(2, threads=2)
+    workers = [lapse.Worker(i, server) for i in range(2)]
+    workers[0].set(range(100), np.zeros((100, 2), np.float32))
+    pairs = [[(1, 2), (2, 3)], [(2, 1), (3, 2)]]
+
+    def work(i):
+        for _ in range(20):
+            for pair in pairs[i]:
+                assert user.two_in_place(workers[i], *pair, 10_000) == (True, 10_000)
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert workers[0].pull([1, 2, 3])[:, 1].tolist() == [400_000, 800_000, 400_000]
+
+
+TWO_NODES = '''
+import sys
+sys.path.insert(0, {folder!r})
+import numpy as np
+import user
+import lapse
+lapse.setup(10, 1)
+server = lapse.Server(4)
+kv = lapse.Worker(0, server)
+here, there = (0, 9) if server.my_rank() == 0 else (9, 0)
+kv.set([here], np.zeros((1, 4), np.float32))
+kv.barrier()
+for pair in ((here, there), (there, here)):
+    assert user.two_in_place(kv, *pair) == (True, 0)
+kv.barrier()
+if server.my_rank() == 0:
+    kv.localize([9])
+    for pair in ((0, 9), (9, 0)):
+        assert user.two_in_place(kv, *pair) == (True, 1)
+kv.barrier()
+assert kv.pull([0, 9])[:, 0].tolist() == [2, 2]        # nothing is held
+kv.finalize()
+server.shutdown()
+'''
+
+
+def test_two_in_place_where_one_is_elsewhere(user, run_program):
+    run_program(textwrap.dedent(TWO_NODES).format(folder=str(Path(user.__file__).parent)), nodes=2)
 
 
 @pytest.mark.parametrize("end", ["dropped", "finalized", "left by an exception", "replaced at once"])

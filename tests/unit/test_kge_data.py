@@ -1,5 +1,6 @@
 """What surrounds the training of knowledge-graph embeddings: triples in files, their partition, ranks, checkpoints."""
 import json
+import os
 
 import numpy as np
 import pytest
@@ -47,6 +48,12 @@ def test_what_is_no_triple(tmp_path, monkeypatch, line, what, block):
     path.write_text("0\t0\t0\n" * 30 + f"\n{line}\n" + "0\t0\t0\n" * 30)
     with pytest.raises(InputError, match=f"train.del:32: the line {what}"):
         read_triples(path, 9, 2)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train.del")
+    with pytest.raises(InputError, match="is not a regular file"):
+        read_triples(tmp_path / "train.del", 5, 5)
 
 
 def test_files_without_triples(tmp_path):
@@ -216,6 +223,9 @@ def test_checkpoints(tmp_path, rescal):
     with pytest.raises(InputError, match="no checkpoint"):
         Checkpoint(tmp_path, layout)
     (folder / "entities.npy").write_bytes((folder / "entities.npy").read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"entities.npy is no complete array"):
+        Checkpoint(folder, layout)
+    (folder / "entities.npy").write_bytes(b"")
     with pytest.raises(InputError, match=r"entities.npy is no complete array"):
         Checkpoint(folder, layout)
     for text in "{", "[]", "{}", json.dumps({"version": 9, "epoch": 1}), json.dumps({"version": 1, "epoch": "1"}):

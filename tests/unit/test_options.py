@@ -12,6 +12,8 @@ from lapse.options import (
     positive_int,
     program_parser,
     sampling_settings,
+    seconds,
+    seed,
     system_settings,
 )
 
@@ -152,6 +154,36 @@ def test_an_own_location_caches_option_turns_the_same_on(parser):
     assert system_settings(parser.parse_args(["--location_caches", "1"]))["location_caches"] is True
     assert system_settings(parser.parse_args(["--sys.location_caches", "1"]))["location_caches"] is True
     assert system_settings(parser.parse_args([]))["location_caches"] is False
+
+
+@pytest.mark.parametrize("words", [["--rank", 2**31], ["--sampling.group_size", 2**24 + 1], ["--sampling.batch_size", 2**40],
+                                   ["--sampling.reuse", 2**29], ["--sys.zmq_threads", 10**30]])
+def test_numbers_that_are_too_large(parser, capsys, words):
+    error = refused(parser, capsys, *map(str, words))
+    assert error.startswith("usage: program") and f"{words[1]} is too large: the most is " in error
+
+
+def test_a_pool_that_is_too_large(parser, capsys):
+    assert "their product is at most 268435456" in refused(parser, capsys, "--sampling.group_size", "65536", "--sampling.reuse", "4097")
+
+
+def test_limits_are_those_of_the_core(serve, parser):
+    server = serve(1)
+    settings = sampling_settings(parser.parse_args(["--sampling.group_size", "16777216", "--sampling.reuse", "16",
+                                                    "--sampling.batch_size", "268435456"]))
+    server.enable_sampling_support(**settings)
+
+
+@pytest.mark.parametrize(("text", "value"), [("none", None), ("1.5", 1.5), ("1e300", 1e9)])
+def test_seconds(text, value):
+    assert seconds(text) == value
+
+
+def test_seeds():
+    assert seed("0") == 0 and seed(str(2**64 - 1)) == 2**64 - 1
+    for text in "-1", str(2**64), "x":
+        with pytest.raises(argparse.ArgumentTypeError):
+            seed(text)
 
 
 def test_sampling_settings(parser):

@@ -189,6 +189,33 @@ def test_unknown_handles(sampler, scheme):
         kv.pull_sample("0", np.empty(1, np.int64))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_handles_of_another_worker(serve, scheme):
+    """Each has its own numbers, also one that takes the place of another."""
+    server = serve(2, num_keys=K, threads=2)
+    server.enable_sampling_support(scheme)
+    keys = np.empty(1, np.int64)
+    first, second = lapse.Worker(0, server), lapse.Worker(1, server)
+    samples = [[kv.prepare_sample(5) for _ in range(3)] for kv in (first, second)]
+    third, first = first, None
+    del third                                       # its slot is free
+    third = lapse.Worker(0, server)
+    samples.append([third.prepare_sample(5) for _ in range(3)])
+    assert len({sample for some in samples for sample in some}) == 9
+    for kv, own in ((second, samples[1]), (third, samples[2])):
+        for others in samples:
+            for sample in others if others is not own else ():
+                with pytest.raises(ValueError, match=f"sample {sample}: this Worker never prepared it"):
+                    kv.pull_sample(sample, keys)
+                with pytest.raises(ValueError, match=f"sample {sample}: this Worker never prepared it"):
+                    kv.finish_sample(sample)
+                assert sampling_probe.codes(kv, sample, 1) == (ERR_SAMPLE,) * 3
+        for sample in own:
+            kv.pull_sample(sample, keys)
+            kv.finish_sample(sample)
+            kv.finish_sample(sample)                # again: nothing
+
+
 @pytest.mark.parametrize("n", [-1, 2**32, 2**70])
 def test_wrong_numbers_of_draws(sampler, n):
     _, kv = sampler()
@@ -253,6 +280,17 @@ def test_the_order_without_replacement(sampler, scheme, n):
     assert fits(counts.ravel(), shares.ravel(), Z)
 
 
+@pytest.mark.parametrize(("distribution", "many"), [("uniform", 4_000_000), ("log-uniform", 200_000)])
+def test_a_local_sample_of_all_keys_of_many(serve, distribution, many):
+    """Done at once, or not before the deadline if each of the last ones looks at all keys."""
+    server = serve(0, num_keys=many)
+    server.enable_sampling_support("local", False, distribution, seed=1)
+    with lapse.Worker(0, server) as kv:
+        keys = sampling_probe.draw(kv, many, 1000)
+        assert (np.bincount(keys, minlength=many) == 1).all()
+        assert server.stats().sample_fallbacks == 0
+
+
 def test_more_different_keys_than_there_are(sampler):
     _, kv = sampler("naive", False, WEIGHTS)
     there = np.count_nonzero(WEIGHTS)
@@ -284,9 +322,12 @@ def test_a_function_that_fails(sampler, scheme, function, error, text):
     for _ in range(2):
         with pytest.raises(error, match=text):
             pulled(kv, 5)
-    code = sampling_probe.draw(kv, 5, 5)
-    assert code == ERR_DRAW
-    kv.signal = None
+    assert sampling_probe.draw(kv, 5, 5) == ERR_DRAW
+    assert isinstance(kv.draw_error, error)
+    with pytest.raises(lapse.KeyRangeError, match=str(K + 7)):      # a later call fails for a reason of its own
+        kv.pull([K + 7])
+    assert sampling_probe.prepare(kv, -1) == ERR_SAMPLE_COUNT
+    kv.waitall()
 
 
 @pytest.mark.parametrize("scheme", ["naive", "local"])

@@ -143,6 +143,21 @@ def test_enabled_twice_or_too_late(serve):
         server.enable_sampling_support()
 
 
+@pytest.mark.parametrize("what", ["lapse.node.Filler", "threading.Thread.start"])
+def test_a_pool_without_its_thread_is_not_enabled(serve, monkeypatch, what):
+    server = serve(2, num_keys=K)
+
+    def fail(*arguments):
+        raise MemoryError("none left")
+    with monkeypatch.context() as broken:
+        broken.setattr(what, fail)
+        with pytest.raises(MemoryError):
+            server.enable_sampling_support("pool")
+    server.enable_sampling_support("pool", seed=1)  # another try may do better
+    with lapse.Worker(0, server) as kv:
+        assert kv.pull_sample(kv.prepare_sample(10), np.empty(10, np.int64)).shape == (10, 2)
+
+
 def test_not_enabled(serve):
     with lapse.Worker(0, serve(2, num_keys=K)) as kv:
         for call in (lambda: kv.prepare_sample(1), lambda: kv.pull_sample(0, np.empty(1, np.int64)), lambda: kv.finish_sample(0)):

@@ -195,6 +195,58 @@ def test_a_callable_that_seldom_finds_what_is_here(run_program):
         """, nodes=2)
 
 
+@pytest.mark.parametrize("keys", [200, 20_000])         # a draw in two is here; or fewer than one in 32: out of a list
+def test_what_arrives_late_in_a_sample_has_equal_right(run_program, keys):
+    """All but one of node 0's keys have been drawn when three arrive, and then two leave again: one that was drawn, one that was not."""
+    run_program(f"""
+        import numpy as np, lapse
+        K, ROUNDS = {keys}, 600
+        lapse.setup(K, 1)
+        server = lapse.Server(1)
+        server.enable_sampling_support("local", False, seed=3)
+        kv = lapse.Worker(0, server)
+        rank = server.my_rank()
+        if rank == 1:
+            kv.localize(np.arange(100, K))
+            kv.localize([0])
+        kv.barrier()
+        here, coming, first = np.arange(1, 100), np.arange(K - 4, K - 1), []
+        one, some = np.empty(1, np.int64), np.empty(98, np.int64)
+        for turn in range(ROUNDS):
+            if rank == 0:
+                sample = kv.prepare_sample(105)
+                kv.pull_sample(sample, some)
+                assert len(set(some)) == 98 and set(some) <= set(here), some
+                left = set(here) - set(some)
+                kv.localize(coming)
+                kv.pull_sample(sample, one)
+                first.append(one[0] in left)
+                left = (left | set(coming)) - set(one)
+            kv.barrier()
+            if rank == 1:
+                kv.localize(coming[:2])
+            kv.barrier()
+            if rank == 0:
+                before = server.stats().sample_fallbacks
+                for _ in left - set(coming[:2]):
+                    kv.pull_sample(sample, one)
+                    left.remove(one[0])
+                assert server.stats().sample_fallbacks == before and left <= set(coming[:2]), left
+                kv.pull_sample(sample, one)         # nothing is left here
+                assert server.stats().sample_fallbacks == before + 1
+                kv.finish_sample(sample)
+            kv.barrier()
+            if rank == 1:
+                kv.localize(coming)
+            kv.barrier()
+        if rank == 0:
+            share = np.mean(first)
+            assert abs(share - 0.25) < 4 * (0.25 * 0.75 / ROUNDS)**0.5, share
+        kv.finalize()
+        server.shutdown()
+        """, nodes=2)
+
+
 def test_local_while_keys_come_and_go(run_program):
     """Two nodes take keys from each other while both draw: values are right, and hardly anything but fallbacks goes over the network."""
     run_program("""

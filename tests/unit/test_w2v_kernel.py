@@ -1,5 +1,6 @@
 """The training loop of the word vectors against the same in NumPy, on a node of one process."""
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ kernel = pytest.importorskip("apps.w2v._kernel", reason="the kernels are not bui
 from apps.w2v._text import Vocabulary  # noqa: E402
 
 import lapse  # noqa: E402
+from lapse import _build  # noqa: E402
 
 WORDS = 11
 
@@ -109,6 +111,23 @@ def test_looking_ahead_changes_nothing(trainers, ahead):
 @pytest.mark.parametrize("negative", [2, 3, 5, 7, 8, 14, 15, 16, 17, 25])
 def test_any_number_of_negatives(trainers, negative):
     trainers(20, negative)
+
+
+@pytest.mark.skipif(_build.kind in ("asan", "tsan"), reason="a sanitizer ends the process where there is no memory")
+def test_tables_that_do_not_fit_are_refused(serve):
+    """2 x window x negatives is more than an int can tell."""
+    vocabulary = Vocabulary()
+    vocabulary.add(b"w", 5)
+    kv = lapse.Worker(0, serve(4))
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, limit[1]))
+    try:
+        with pytest.raises(MemoryError, match="a worker's tables"):
+            kernel.Trainer(kv, vocabulary, np.arange(2), dim=4, double_precision=False, window=1 << 16, negative=1 << 20, subsample=0,
+                           alpha=0.1, seed=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+    kv.finalize()
 
 
 def test_without_negatives(trainers):

@@ -1,5 +1,6 @@
 """Words out of a text, the vocabulary, ranges of a text, and the files of vectors."""
 import collections
+import dataclasses
 import errno
 import os
 import random
@@ -10,7 +11,8 @@ import pytest
 text_module = pytest.importorskip("apps.w2v._text", reason="the kernels are not built: make kernels")
 from apps.w2v._text import LONGEST_WORD, Vocabulary, begin_of  # noqa: E402
 
-from apps.common.files import InputError  # noqa: E402
+from apps.common.files import InputError, check_file, whole_file  # noqa: E402
+from apps.common.program import Report  # noqa: E402
 from apps.w2v.output import read_checkpoint, write_checkpoint, write_vectors  # noqa: E402
 from apps.w2v.text import build_vocabulary, open_text, read_vocabulary, write_vocabulary  # noqa: E402
 
@@ -219,6 +221,49 @@ def test_checkpoints(tmp_path):
     (tmp_path / "epoch-10/output.npy").write_bytes((tmp_path / "epoch-10/output.npy").read_bytes()[:-5])
     with pytest.raises(InputError, match=r"output.npy is not a whole .npy file"):
         read_checkpoint(tmp_path, vocabulary, 5)
+
+
+def test_a_checkpoint_whose_folder_cannot_be_renamed_leaves_the_last_one(tmp_path, monkeypatch):
+    vocabulary, values = some_vocabulary(), np.random.default_rng(1).normal(size=(2, 2500, 5)).astype(np.float32)
+
+    def write(factor):
+        write_checkpoint(tmp_path, 1, vocabulary, lambda which, begin, end: factor * values[which, begin:end], 5, np.dtype("float32"))
+    write(1)
+    rename, calls = os.replace, []
+
+    def replace(source, target):
+        if str(target).endswith("epoch-1") and not calls:
+            calls.append(source)
+            raise OSError(errno.EIO, "Input/output error", str(source), None, str(target))
+        rename(source, target)
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match=r"Input/output error: '[^']*epoch-1'$"):
+        write(2)
+    assert calls and [path.name for path in tmp_path.iterdir()] == ["epoch-1"]
+    assert np.array_equal(read_checkpoint(tmp_path, vocabulary, 5), values)
+
+
+def test_a_report_that_does_not_fit_names_its_file():
+    @dataclasses.dataclass
+    class Result:
+        epoch: int
+
+    report = Report("/dev/full", quiet=True)
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        report(Result(1))
+
+
+def test_no_file_takes_the_place_of_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path / "pipe", "is not a regular file"), (tmp_path, "Is a directory")):
+        with pytest.raises(OSError, match=what), whole_file(path) as file:
+            file.write(b"no")
+        with pytest.raises(InputError, match=what):
+            check_file("--out", path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"] and not (tmp_path / "pipe").is_file()
+    check_file("--report", "/dev/null", appended=True)
+    with pytest.raises(InputError, match="--out /dev/null: is not a regular file"):
+        check_file("--out", "/dev/null")
 
 
 def test_a_checkpoint_that_fails_leaves_nothing(tmp_path):
