@@ -32,7 +32,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults demo docs model bench lint asan tsan dev clean help FORCE
+.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults demo docs model bench lint asan tsan dev wheel wheels clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -93,6 +93,12 @@ tsan: build/stamps/environment-dev     ## the same under ThreadSanitizer, in bui
 
 dev: build/stamps/environment-dev      ## install what only some tests use: torch and gensim (TORCH=torch==2.13.0)
 	"$(PYTHON)" -m pip install --quiet $(or $(TORCH),torch) "gensim>=4.3"
+
+wheel: build/stamps/environment-dev    ## make the sdist and, from it, a wheel for this Python, and try it (in dist/)
+	"$(PYTHON)" tools/wheels.py --python "$(PYTHON)" $(ARGS)
+
+wheels: build/stamps/environment-dev   ## the same for every CPython 3.10 to 3.14 at hand (ARGS="--python ... --python ...")
+	"$(PYTHON)" tools/wheels.py $(ARGS)
 
 clean:                             ## remove what was made, but for build/venv
 	if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name venv -exec rm -rf {} +; fi

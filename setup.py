@@ -1,7 +1,9 @@
-"""The compiled modules: every .pyx below lapse/. All that is not about compiling stands in pyproject.toml.
+"""The compiled modules: every .pyx below lapse/ and apps/. All that is not about compiling stands in pyproject.toml.
+
+A wheel has the applications in lapse/_bundled/apps, whole, and no package `apps`: see lapse/programs.py.
 
 Environment: LAPSE_BUILD  release (default), debug, asan or tsan
-             LAPSE_ROOTS  which folders to build; `make` names those of the applications and tests here, in place
+             LAPSE_ROOTS  which folders to build, default "lapse apps"; `make` names those that it needs here, in place
              LAPSE_WERROR warnings of the C compiler are errors (set by `make`, not for users)
 """
 import contextlib
@@ -12,8 +14,9 @@ import sys
 from pathlib import Path
 
 import Cython
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 COMMON = ["-fno-strict-aliasing", "-fvisibility=hidden", "-pthread"]
 KINDS = {
@@ -38,10 +41,14 @@ DIRECTIVES = {"language_level": 3, "boundscheck": DEBUG, "wraparound": False, "c
               "embedsignature": True, "embedsignature.format": "python", "show_performance_hints": not DEBUG}
 
 
+BUNDLE = "lapse/_bundled"
+BUNDLED = ("apps/**/*.py", "apps/data/*/*")
+
+
 def extensions():
-    found = [path for root in os.environ.get("LAPSE_ROOTS", "lapse").split() for path in sorted(Path(root).rglob("*.pyx"))]
+    found = [path for root in os.environ.get("LAPSE_ROOTS", "lapse apps").split() for path in sorted(Path(root).rglob("*.pyx"))]
     return [Extension(".".join(path.with_suffix("").parts), [str(path)], define_macros=list(MACROS.items()),
-                      extra_compile_args=FLAGS + WARNINGS, libraries=["dl"],
+                      extra_compile_args=FLAGS + WARNINGS,
                       extra_link_args=["-pthread"] + [flag for flag in FLAGS if flag.startswith("-fsanitize")])
             for path in found]
 
@@ -55,6 +62,13 @@ class Build(build_ext):
             self.build_lib = "build/inplace"
         self.build_temp = f"{self.build_lib}.work"
         self.parallel = self.parallel or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "12")
+
+    def get_ext_fullpath(self, ext_name):
+        """Where a module goes: those of the applications into the bundle, when a wheel is built."""
+        path = super().get_ext_fullpath(ext_name)
+        if self.inplace or not ext_name.startswith("apps."):
+            return path
+        return str(Path(self.build_lib, BUNDLE, Path(path).relative_to(self.build_lib)))
 
     def run(self):
         Path(self.build_temp).mkdir(parents=True, exist_ok=True)
@@ -87,4 +101,31 @@ class Build(build_ext):
         super().build_extensions()
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": Build})
+class Project(Distribution):
+    def iter_distribution_names(self):
+        """What top_level.txt says that the wheel has."""
+        return (name for name in super().iter_distribution_names() if not name.startswith("apps."))
+
+
+class Bundle(build_py):
+    """Adds the applications and their small data, which are no package, to a wheel; an editable install finds them in the tree."""
+
+    def bundled(self):
+        """{file in the tree: its place}"""
+        found = {path for pattern in BUNDLED for path in Path().glob(pattern) if path.is_file() and path.suffix != ".cache"}
+        return {} if self.editable_mode else {str(path): str(Path(self.build_lib, BUNDLE, path)) for path in sorted(found)}
+
+    def run(self):
+        super().run()
+        for source, target in self.bundled().items():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target, preserve_mode=False)
+
+    def get_outputs(self, include_bytecode=True):
+        return super().get_outputs(include_bytecode) + list(self.bundled().values())
+
+    def get_output_mapping(self):
+        return super().get_output_mapping() | {target: source for source, target in self.bundled().items()}
+
+
+setup(ext_modules=extensions(), distclass=Project, cmdclass={"build_ext": Build, "build_py": Bundle})

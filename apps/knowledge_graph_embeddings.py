@@ -128,7 +128,7 @@ def read_train(args, nodes):
     if args.read_partitioned_dataset:
         path = folder / partitioned_name(nodes, args.num_threads)
         if not path.exists() and (folder / "train.del").exists():
-            raise InputError(f"{path} is missing: make it by `python -m apps.kge.partition {args.dataset} {nodes} {args.num_threads}`, or "
+            raise InputError(f"{path} is missing: make it by `python -m lapse partition {args.dataset} {nodes} {args.num_threads}`, or "
                              f"say --read_partitioned_dataset 0")
         triples, places = read_triples(path, *size, workers)
     else:

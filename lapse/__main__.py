@@ -1,4 +1,6 @@
-"""`python -m lapse`: which versions these are, the head of a bug report; `python -m lapse run …`: start a job; `… keys`: make keys."""
+"""`python -m lapse`: which versions these are, the head of a bug report; `python -m lapse run …`: start a job; `… keys`: make keys;
+`… mf`, `… kge`, `… word2vec` and others: the applications.
+"""
 from __future__ import annotations
 
 import argparse
@@ -33,12 +35,20 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["keys"]:
         from lapse.keys import main as make_keys
         return make_keys(argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m lapse", usage="%(prog)s [-h] [run ... | keys ...]",
+    from lapse import programs
+    if argv[:1] == ["data"]:
+        return programs.show_data(argv[1:])
+    if argv and argv[0] in programs.PROGRAMS:
+        return programs.run_program_file(argv[0], argv[1:])
+    commands = {"run": "start a scheduler and nodes on this machine, or over ssh", "keys": "make the keys of a job",
+                **{name: program.about for name, program in programs.PROGRAMS.items()},
+                "data": "print the folder with the small data sets of the applications"}
+    parser = argparse.ArgumentParser(prog="python -m lapse", usage="%(prog)s [-h] [COMMAND ...]",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
                                      description="Without a command: print the versions.",
-                                     epilog="'python -m lapse run --help' tells how to start jobs, "
-                                            "'python -m lapse keys --help' how to make keys for one that is started by hand.")
-    parser.add_argument("command", nargs="?", choices=["run", "keys"],
-                        help="run: start a scheduler and nodes on this machine, or over ssh; keys: make the keys of a job")
+                                     epilog="commands ('python -m lapse COMMAND --help' tells the options of each):\n"
+                                            + "\n".join(f"  {name:16} {about}" for name, about in commands.items()))
+    parser.add_argument("command", nargs="?", choices=list(commands), metavar="COMMAND", help="one of those below")
     parser.parse_args(argv)
     for name, version in versions().items():
         print(f"{name + ':':10}{version}")

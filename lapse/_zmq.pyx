@@ -3,24 +3,26 @@
 Design: Lapse's sockets are made by pyzmq and used from C, so both must use one and the same libzmq. pyzmq's compiled module is
 already in memory; dlopen with RTLD_NOLOAD gives its handle, dlsym looks the functions up in it and in the libraries that it
 is linked to. So Lapse needs no libzmq headers, no system package and no link flag. The handle is kept until the process ends.
+dlopen and dlsym are called by way of ctypes: a module that is linked to them on a new system does not load on one with a C library older
+than 2.34, where they were in a library of their own.
 """
+import ctypes
+import os
+
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
-cdef extern from "<dlfcn.h>" nogil:
-    void* dlopen(const char* path, int flags)
-    void* dlsym(void* library, const char* name)
-    const char* dlerror()
-    int RTLD_NOW, RTLD_LOCAL, RTLD_NOLOAD
-
 OLDEST = (4, 3, 3)
-cdef void* library                     # owned, never closed
+cdef object library                    # keeps the handle; ctypes never closes one
 
 
-cdef int find(const char* name, void* pointer) except -1:
+cdef int find(str name, void* pointer) except -1:
     """Store the address of the function `name` in the function pointer that `pointer` points to."""
-    cdef void* address = dlsym(library, name)
-    if address == NULL:
-        raise ImportError(f"lapse: the libzmq that pyzmq uses has no function {name.decode()}; install pyzmq >= 26 from a wheel")
+    cdef uintptr_t address
+    try:
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    except AttributeError:
+        raise ImportError(f"lapse: the libzmq that pyzmq uses has no function {name}; install pyzmq >= 26 from a wheel") from None
     memcpy(pointer, &address, sizeof(address))
     return 0
 
@@ -34,12 +36,10 @@ cdef tuple load():
         import zmq.backend.cython._zmq as backend
     except ImportError as error:
         raise ImportError("lapse: needs pyzmq >= 26 with its compiled (Cython) backend") from error
-    path = backend.__file__.encode()
-    library = dlopen(path, RTLD_NOLOAD | RTLD_NOW | RTLD_LOCAL)
-    if library == NULL:
-        reason = dlerror()
-        raise ImportError(f"lapse: cannot find pyzmq's library {backend.__file__} in memory"
-                          + ("" if reason == NULL else f": {reason.decode()}"))
+    try:
+        library = ctypes.CDLL(backend.__file__, mode=os.RTLD_NOLOAD | os.RTLD_NOW | os.RTLD_LOCAL)
+    except OSError as error:
+        raise ImportError(f"lapse: cannot find pyzmq's library {backend.__file__} in memory: {error}") from None
     find("zmq_version", &zmq_version)
     zmq_version(&major, &minor, &patch)
     if (major, minor, patch) < OLDEST:

@@ -146,7 +146,7 @@ def spoil(data, case):
         options["--dataset"], what = data / "none", "No such file"
     elif case == "not partitioned":
         part.unlink()
-        what = r"train.partitioned.2x2.del is missing: make it by `python -m apps.kge.partition .* 2 2`"
+        what = r"train.partitioned.2x2.del is missing: make it by `python -m lapse partition .* 2 2`"
     elif case == "malformed":
         part.write_text(part.read_text().replace("\n", "\nx\t1\t2\t0\n", 1))
         what = "2x2.del:2: the line is not 4 whole numbers"

@@ -1,6 +1,6 @@
 """Share out training triples by relation, so that the workers of a node use relations that no other node uses.
 
-    python -m apps.kge.partition FOLDER NODES THREADS
+    python -m lapse partition FOLDER NODES THREADS
 
 reads FOLDER/train.del and writes FOLDER/train.partitioned.<NODES>x<THREADS>.del: the same triples, in the same order, each with the
 number of its worker behind it. (The parallelization method is the data clustering of Renz-Wieland et al., Dynamic Parameter Allocation
@@ -77,7 +77,7 @@ def _run(path, triples, nodes, threads):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m apps.kge.partition", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m lapse partition", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="folder with train.del")
     parser.add_argument("nodes", type=positive_int)
     parser.add_argument("threads", type=positive_int, help="worker threads per node")

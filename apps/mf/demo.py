@@ -111,7 +111,8 @@ def plot(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build/demo", help="folder for the plot, the numbers and the factors")
+    parser.add_argument("--out", type=Path, default=FOLDER.parents[1] / "demo",
+                        help="folder for the plot, the numbers and the factors (default: %(default)s)")
     out = parser.parse_args().out.resolve()
     data = find_data()
     out.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from apps.data.fetch_movielens import split, write_parts
 __all__ = ["FOLDER", "SETTINGS"]
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "build/data/movielens-100k"
+FOLDER = (ROOT if (ROOT / "Makefile").exists() else Path.cwd()) / "build/data/movielens-100k"      # not into an installed package
 VALIDATION_SEED = 200
 GRID = {"--lambda": (6, 9, 12, 15, 20), "--eps": (0.0025, 0.005, 0.01), "--init_scale": (0.01, 0.03, 0.1, 0.3)}
 MOST_EPOCHS = 60

@@ -1,0 +1,1 @@
+"""The applications. A wheel has this folder in lapse/_bundled: see lapse/programs.py."""
