@@ -15,8 +15,8 @@ import lapse.worker  # noqa: E402
 
 # In the order in which a new user reads. A page that is missing here, or that there is not, is an error.
 NAVIGATION = {
-    "Using Lapse": ["First steps <self>", "docs/install", "docs/api", "docs/reference", "docs/options", "docs/env", "docs/deployment", "docs/migrating",
-                    "bindings/README"],
+    "Using Lapse": ["First steps <self>", "docs/install", "docs/api", "docs/reference", "docs/options", "docs/env",
+                    "docs/deployment", "docs/migrating", "bindings/README"],
     "How it works": ["docs/architecture", "docs/protocol", "docs/testing", "verify/README", "benchmarks/README"],
     "The project": ["CHANGES", "CONTRIBUTING"],
 }
