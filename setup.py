@@ -58,7 +58,8 @@ class Build(build_ext):
 
     def finalize_options(self):
         super().finalize_options()
-        if self.inplace:
+        self.in_tree = self.inplace     # (setuptools' run() resets the latter for a while)
+        if self.in_tree:
             self.build_lib = "build/inplace"
         self.build_temp = f"{self.build_lib}.work"
         self.parallel = self.parallel or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else "12")
@@ -66,7 +67,7 @@ class Build(build_ext):
     def get_ext_fullpath(self, ext_name):
         """Where a module goes: those of the applications into the bundle, when a wheel is built."""
         path = super().get_ext_fullpath(ext_name)
-        if self.inplace or not ext_name.startswith("apps."):
+        if self.in_tree or not ext_name.startswith("apps."):
             return path
         return str(Path(self.build_lib, BUNDLE, Path(path).relative_to(self.build_lib)))
 
