@@ -1,8 +1,8 @@
 """Carry out a Dockerfile's steps without Docker: `tools/try_dockerfile.py FOLDER [--target STAGE]`; needs root and debootstrap.
 
 Knows what this project's Dockerfile uses: FROM debian:SUITE-slim or an earlier stage, RUN, COPY, ENV, WORKDIR, USER, CMD. Each stage is a
-folder below FOLDER, with Debian's smallest system in it, and its RUN lines are run in it by chroot. Prints the size of the last one and how to try
-it. It is no container: processes, users and network are those of this machine.
+folder below FOLDER, with Debian's smallest system in it, and its RUN lines are run in it by chroot. Prints the size of the last one and
+how to try it. It is no container: processes, users and network are those of this machine.
 """
 import argparse
 import json
