@@ -1,6 +1,6 @@
 """Tries an installed Lapse as its user would, without a compiler: `PYTHON tests/packaging/smoke.py`; exit code 0 when all is right.
 
-PYTHON is that of an environment with nothing in it but the wheel and what it needs. Runs in a temporary folder, with no other program on PATH
+PYTHON is that of an environment with nothing but the wheel and what it needs. Runs in a temporary folder, with no other program on PATH
 than those of that environment. Needs no pytest; this is also the test command of cibuildwheel.
 """
 import importlib.metadata
