@@ -52,7 +52,7 @@ class Stage:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path("/") / name, self.folder / name)
             registries = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
-            command = ["chroot", f"--userspec={self.user}:{self.user}", self.folder, "/bin/sh", "-c",
+            command = [shutil.which("chroot"), f"--userspec={self.user}:{self.user}", self.folder, "/bin/sh", "-c",
                        f"cd {shlex.quote(self.workdir)} && {line}"]
             done = subprocess.run(command, env={"DEBIAN_FRONTEND": "noninteractive", **registries, **self.env}, check=False)
         finally:
