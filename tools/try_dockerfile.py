@@ -1,8 +1,8 @@
 """Carry out a Dockerfile's steps without Docker: `tools/try_dockerfile.py FOLDER [--target STAGE]`; needs root and debootstrap.
 
 Knows what this project's Dockerfile uses: FROM debian:SUITE-slim or an earlier stage, RUN, COPY, ENV, WORKDIR, USER, CMD. Each stage is a
-folder below FOLDER, with Debian's smallest system in it, and its RUN lines are run in it by chroot. Prints the size of the last one and
-how to try it. It is no container: processes, users and network are those of this machine.
+folder below FOLDER, with Debian's smallest system in it, and its RUN lines are run in it by chroot. Tries the last one, and prints its
+size. It is no container: processes, users and network are those of this machine.
 """
 import argparse
 import json
@@ -52,8 +52,8 @@ class Stage:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path("/") / name, self.folder / name)
             registries = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
-            there = f"cd {shlex.quote(self.workdir)} && {line}"
-            command = ["chroot", f"--userspec={self.user}:{self.user}", self.folder, "/bin/sh", "-c", there]
+            command = [shutil.which("chroot"), f"--userspec={self.user}:{self.user}", self.folder, "/bin/sh", "-c",
+                       f"cd {shlex.quote(self.workdir)} && {line}"]
             done = subprocess.run(command, env={"DEBIAN_FRONTEND": "noninteractive", **registries, **self.env}, check=False)
         finally:
             for name in added:

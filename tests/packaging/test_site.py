@@ -1,4 +1,5 @@
 """The site of the documentation: `make docs` makes it without a warning, and it is whole."""
+import functools
 import os
 import re
 import shutil
@@ -19,8 +20,11 @@ SITE = ROOT / "build/site"
 def site():
     """The pages of the site, {path: text}."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(["make", f"PYTHON={sys.executable}", "docs"], cwd=ROOT, env=clean, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, timeout=600, check=False)
+    make = functools.partial(subprocess.run, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+                             check=False)
+    environment = make(["make", f"PYTHON={sys.executable}", "build/stamps/lapse", "build/stamps/environment-docs"])   # pip may warn
+    assert environment.returncode == 0, environment.stdout
+    done = make(["make", f"PYTHON={sys.executable}", "docs"])
     assert done.returncode == 0 and "WARNING" not in done.stdout, done.stdout
     return {path.relative_to(SITE).as_posix(): path.read_text(encoding="utf-8") for path in SITE.rglob("*.html")}
 

@@ -1,4 +1,5 @@
 """`python -m lapse`."""
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import zmq
 import lapse.__main__
 from lapse import _build
 from lapse._version import __version__
+from lapse.programs import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +55,24 @@ def test_run_goes_to_the_launcher(monkeypatch):
     monkeypatch.setattr(launch, "main", lambda argv: seen.append(argv) or 7)
     assert lapse.__main__.main(["run", "-s", "2", "true"]) == 7
     assert seen == [["-s", "2", "true"]]
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_programs(name, tmp_path):
+    """Each is there and takes its options, wherever it is called."""
+    done = subprocess.run([sys.executable, "-m", "lapse", name, "--help"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
+    assert f"  {name} " in run("--help").stdout
+
+
+def test_small_data():
+    assert (Path(run("data").stdout.strip()) / "lm/small.txt").is_file()
+
+
+def test_an_application_beats_a_package_apps_of_the_user(tmp_path):
+    (tmp_path / "apps").mkdir()
+    (tmp_path / "apps/__init__.py").write_text("raise SystemExit('the wrong package')")
+    done = subprocess.run([sys.executable, "-m", "lapse", "mf", "--help"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "--rank" in done.stdout
