@@ -67,7 +67,8 @@ def test_mistakes_fail(tmp_path, site):
     """A page that is not there, a section that is not there, an unknown name, a page that nobody gets to."""
     (tmp_path / "lapse").symlink_to(ROOT / "lapse")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md"), *(ROOT / name for name in ("LICENSE", "NOTICE", "CITATION.cff"))]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md"), *ROOT.glob("bindings/*.py"),
+                 *(ROOT / name for name in ("LICENSE", "NOTICE", "CITATION.cff"))]:
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(exist_ok=True)
         shutil.copy(path, copy)
