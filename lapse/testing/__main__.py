@@ -8,8 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from lapse.testing import campaign
-from lapse.testing.simulation import FAULTS, LENGTHS, MODES, SAMPLING, fault_bits
+try:
+    from lapse.testing import campaign
+    from lapse.testing.simulation import FAULTS, LENGTHS, MODES, SAMPLING, fault_bits
+except ImportError as missing:
+    print(f"python -m lapse.testing: {missing}", file=sys.stderr)
+    sys.exit(2)
 
 
 def switch(text: str) -> bool:

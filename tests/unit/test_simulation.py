@@ -223,3 +223,13 @@ def test_command_refuses():
         done = command(*wrong)
         assert done.returncode == 2
         assert "usage:" in done.stderr
+
+
+def test_greenlet_is_named_where_it_is_missing():
+    """In one sentence, with the extra that brings it; the checker of histories does without."""
+    body = ("import runpy, sys\nsys.modules['greenlet'] = None\nimport lapse.testing\nlapse.testing.check\n"
+            "runpy.run_module('lapse.testing', run_name='__main__', alter_sys=True)\n")
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "pip install lapse[testing]" in done.stderr
