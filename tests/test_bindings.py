@@ -149,7 +149,7 @@ def test_import_starts_nothing_that_a_fork_would_break(script):
         def child():
             with lapse.Server(2) as server, lapse.Worker(0, server) as kv:
                 kv.push(torch.tensor([1]), torch.ones(2))
-                print("pulled", kv.pull([1]).tolist(), flush=True)
+                print(f"pulled {kv.pull([1]).tolist()}\\n", end="", flush=True)      # one write: two processes' lines do not mix
 
         print("codes", end([start(child), start(child)]))
         """)
