@@ -8,14 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-try:
-    from lapse.testing import campaign
-    from lapse.testing.simulation import FAULTS, LENGTHS, MODES, SAMPLING, fault_bits
-except ModuleNotFoundError as missing:
-    if missing.name != "greenlet":
-        raise
-    print(f"python -m lapse.testing: {missing}", file=sys.stderr)
-    sys.exit(2)
+from lapse.testing import campaign
+from lapse.testing.actors import KINDS, actors_of
+from lapse.testing.simulation import FAULTS, LENGTHS, MODES, SAMPLING, fault_bits
 
 
 def switch(text: str) -> bool:
@@ -55,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lengths", choices=LENGTHS, help="of the values")
     p.add_argument("--sampling", choices=SAMPLING, help="the scheme that draws the keys of half of the pulls")
     p.add_argument("--fault", action="append", choices=FAULTS, default=[], help="a bug that the tests are to find; repeatable")
+    p.add_argument("--actors", choices=KINDS, help="what runs nodes and workers: threads do the same, slowly, and without greenlet")
     p.add_argument("--processes", type=natural, default=1, help="(default: %(default)s)")
     return p
 
@@ -92,12 +88,17 @@ def faults_table(argv) -> int:
 
 def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["faults"]:
+    args = parser().parse_args(argv) if argv[:1] != ["faults"] else None
+    try:
+        actors_of(args and args.actors)
+    except ModuleNotFoundError as missing:
+        print(f"python -m lapse.testing: {missing}", file=sys.stderr)
+        return 2
+    if args is None:
         return faults_table(argv[1:])
-    args = parser().parse_args(argv)
     if args.seeds is not None:
         args.seed, args.schedules = args.seeds[0], len(args.seeds)
-    fixed = {"registers": args.registers, "ops": args.ops, "faults": fault_bits(args.fault)}
+    fixed = {"registers": args.registers, "ops": args.ops, "faults": fault_bits(args.fault), "actors": args.actors}
     settings = [{**chosen, **fixed} for chosen in campaign.configurations(
         nodes=one(args.nodes), workers=one(args.workers), modes=one(args.mode), caches=one(args.caches),
         shared_memory=one(args.shared_memory), lengths=one(args.lengths), sampling=one(args.sampling), keys=one(args.keys))]

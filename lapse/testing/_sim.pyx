@@ -21,7 +21,8 @@ from lapse.testing._world cimport (BEGINS, DIRECTORY, ENDED, EPOCH, FAULT_DUPLIC
                                    note_call, note_message, take, turn, world_t)
 
 import numpy as np
-from greenlet import getcurrent, greenlet
+
+from lapse.testing.actors import actors_of
 
 
 cdef class Schedule:
@@ -32,8 +33,9 @@ cdef class Schedule:
     cdef:
         world_t world
         list nodes              # Protocol
-        list greens
-        list switch_to          # their switch methods, then the main greenlet's
+        object actor_kind       # see actors.py
+        list greens             # the actors
+        list switch_to          # their switch methods, then that of whoever runs the schedule
         State states[MAX_ACTORS]            # when nobody could go on
         int holders[MAX_CHANNELS]
         worker_t* workers[MAX_ACTORS]       # by actor; borrowed from the nodes
@@ -85,9 +87,10 @@ cdef class Schedule:
     # --- setting up ---------------------------------------------------------------------------------------------------------
 
     def __init__(self, uint64_t seed, *, int nodes, int workers, int keys, int registers, int ops, int waits, bint caches,
-                 bint shared_memory, bint mixed_lengths, int faults, int network, int64_t max_steps, sampling="none"):
+                 bint shared_memory, bint mixed_lengths, int faults, int network, int64_t max_steps, sampling="none", actors=None):
         cdef world_t* s = &self.world
         cdef int a, k
+        self.actor_kind = actors
         s.nodes = nodes
         s.workers = workers
         s.actors = nodes * (workers + 1)
@@ -190,9 +193,10 @@ cdef class Schedule:
         """Run to the end; the number of the problem that was found, 0 for none."""
         cdef world_t* s = &self.world
         cdef int a
-        self.greens = [greenlet(self.serve if i < s.nodes else self.work) for i in range(s.actors)]
+        make, current = actors_of(self.actor_kind)
+        self.greens = [make(self.serve if i < s.nodes else self.work) for i in range(s.actors)]
         self.switch_to = [green.switch for green in self.greens]
-        self.switch_to.append(getcurrent().switch)
+        self.switch_to.append(current().switch)
         s.switches = <void*>self.switch_to
         try:
             a = draw_actor(s)
@@ -215,7 +219,7 @@ cdef class Schedule:
         return <int>s.problem
 
     cdef int end_actors(self) except -1:
-        """Let every greenlet run to its end."""
+        """Let every actor run to its end."""
         cdef world_t* s = &self.world
         cdef int a
         s.stopping = True

@@ -6,13 +6,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from lapse._protocol import VIOLATIONS
-
-try:
-    from lapse.testing._sim import FAULTS, Schedule
-except ModuleNotFoundError as error:
-    if error.name != "greenlet":
-        raise
-    raise ModuleNotFoundError("the simulation needs greenlet: pip install lapse[testing]", name="greenlet") from error
+from lapse.testing._sim import FAULTS, Schedule
+from lapse.testing.actors import actors_of
 from lapse.testing.history import History, check, check_registers
 
 MODES = {"sync": 100, "mixed": 50, "async": 0}      # percent of the operations that a worker waits for at once
@@ -83,14 +78,15 @@ class Simulation:
     and `registers` keys that are set. mode: "sync" waits for every operation, "async" for few before the end, "mixed" for half of them.
     sampling: the scheme that draws the keys of half of the pulls, or "none". caches: location caches. shared_memory: workers reach local
     keys directly. lengths: "uniform", or "mixed" where they differ.
-    faults: names out of FAULTS (or their bits), for the tests that show that the tests find them.
+    faults: names out of FAULTS (or their bits), for the tests that show that the tests find them. actors: "greenlets", or "threads" that
+    do the same slowly; by default greenlets, but for sanitizers' builds.
 
     A Simulation runs once. One thread; local.
     """
 
     def __init__(self, seed: int, nodes: int = 3, workers: int = 2, keys: int = 3, ops: int = 12, mode: str = "mixed", *,
                  caches: bool = False, shared_memory: bool = True, faults: int | str | Iterable[str] = 0, registers: int = 1,
-                 lengths: str = "uniform", sampling: str = "none", max_turns: int = 200_000):
+                 lengths: str = "uniform", sampling: str = "none", max_turns: int = 200_000, actors: str | None = None):
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed {seed}: must be in [0, 2**64)")
         if not 1 <= nodes <= 8 or workers < 1 or nodes * (workers + 1) > 64:
@@ -106,7 +102,8 @@ class Simulation:
         self.settings = {"nodes": nodes, "workers": workers, "keys": keys, "ops": ops, "mode": mode, "caches": caches,
                          "shared_memory": shared_memory, "faults": fault_bits(faults), "registers": registers, "lengths": lengths,
                          "sampling": sampling}
-        self.seed, self.max_turns = seed, max_turns
+        self.seed, self.max_turns, self.actors = seed, max_turns, actors
+        actors_of(actors)               # are there any of that kind?
 
     def run(self) -> Result:
         """Run the schedule to its end. Raises Violation, with the seed and a trace."""
@@ -116,7 +113,7 @@ class Simulation:
                             caches=settings["caches"], shared_memory=settings["shared_memory"],
                             mixed_lengths=settings["lengths"] == "mixed", faults=settings["faults"] % NETWORK,
                             network=settings["faults"] // NETWORK * NETWORK, max_steps=self.max_turns,
-                            sampling=settings["sampling"])
+                            sampling=settings["sampling"], actors=self.actors)
         if schedule.run():
             problem, key = self._describe(schedule)
             raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command(), settings)
