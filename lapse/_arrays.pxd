@@ -16,6 +16,8 @@ ctypedef struct view_t:
 cdef object key_view(object keys, bint written, view_t* view)
 # vals: 1-D or 2-D of number type `typenum`; `written`: must be writeable and may not be a list.
 cdef object value_view(object vals, int typenum, bint written, view_t* view)
+# Raise ValueError when the `size` bytes that a pull fills overlap its n keys.
+cdef int apart(const void* keys, Py_ssize_t n, const void* vals, size_t size) except -1
 # An object whose memory stays where it is: a tensor's could be exchanged or made larger.
 cdef object lasting(object kept)
 # keys as key_view takes them, as an array of the same memory.

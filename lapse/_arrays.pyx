@@ -25,6 +25,8 @@ cdef enum:
     DL_INT = 0
     DL_FLOAT = 2
 
+cdef size_t LOW = 1ull << 32    # below: NULL, and what lies behind it, or the heap of a program that is not position-independent
+
 ctypedef struct DLDevice:
     int32_t device_type
     int32_t device_id
@@ -120,6 +122,13 @@ cdef object shape_of(object vals):
     return tuple(vals.shape)
 
 
+cdef int apart(const void* keys, Py_ssize_t n, const void* vals, size_t size) except -1:
+    cdef size_t k = <size_t>keys, v = <size_t>vals
+    if k < v + size and v < k + <size_t>n * sizeof(int64_t):
+        raise ValueError("keys and vals share memory: the keys would be overwritten while they are still needed")
+    return 0
+
+
 cdef void look_at(cnp.ndarray a, view_t* view) noexcept:
     view.data, view.size = cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a)
     view.ndim = cnp.PyArray_NDIM(a)
@@ -146,10 +155,19 @@ cdef bint look_at_tensor(object x, int typenum, view_t* view) except -1:
         size *= t.shape[i]
     view.data, view.size, view.ndim = <char*>t.data + t.byte_offset, size, t.ndim
     view.first = t.shape[0] if t.ndim else 0
-    if <size_t>view.data & (t.dtype.bits // 8 - 1):
+    if <size_t>view.data & (t.dtype.bits // 8 - 1) or (<size_t>view.data < LOW and size and not has_memory(x)):
         return False
     # What is lazily negated is the imaginary part of complex numbers: no two of its numbers are neighbours.
     return t.dtype.code == DL_INT or not (x.requires_grad or (size == 1 and x.is_neg()))
+
+
+cdef bint has_memory(object x) except -1:
+    """Whether there is something behind all of a contiguous tensor: not so once its storage has been freed or made smaller."""
+    try:
+        storage = x.untyped_storage()
+        return storage.data_ptr() != 0 and storage.nbytes() >= (x.storage_offset() + x.numel()) * x.element_size()
+    except (RuntimeError, TypeError, NotImplementedError):      # of tensors without a storage
+        return False
 
 
 cdef int meet_torch(object torch) except -1:
@@ -205,9 +223,12 @@ cdef array_of_tensor(object torch, str name, object x):
         raise TypeError(f"{name} is a tensor that requires grad, and autograd does not see what happens here: use tensor.detach(), "
                         "which shares its memory")
     try:
-        return x.numpy()
+        a = x.numpy()
     except (RuntimeError, TypeError) as error:      # bfloat16, lazily conjugated or negated, ...
         raise TypeError(f"{name} is a tensor of {x.dtype} without memory that NumPy can share: {error}") from None
+    if a.flags.c_contiguous and a.size and not has_memory(x):
+        raise TypeError(f"{name} is a tensor without memory: its storage has been freed or is too small, or it is a tracer's")
+    return a
 
 
 cdef keys_of_numbers(object keys):

@@ -318,6 +318,8 @@ class Node:
         self.meet("workers", self.member(index), timeout)
 
     def meet(self, group: str, member: str, timeout=None):
+        if timeout is not None and not float(timeout) >= 0:
+            raise ValueError(f"timeout must be a number of seconds, at least 0, not {timeout!r}")
         try:
             self.cluster.barrier(group, member, timeout)
         except NodeFailure:

@@ -16,7 +16,7 @@ import numpy as np
 cimport numpy as cnp
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
-from lapse._arrays cimport key_array, key_view, lasting, numpy_type, shape_of, value_view, view_t
+from lapse._arrays cimport apart, key_array, key_view, lasting, numpy_type, shape_of, value_view, view_t
 from lapse._operations cimport counters_t, op_finished, worker_t
 from lapse._protocol cimport Protocol
 from lapse._store cimport (HERE, batch_bytes, first_out_of_range, slot_word, state_of, store_t, visible_bytes)
@@ -245,6 +245,9 @@ cdef Operations operations_of(Core me):
 cdef int enter(Core me, worker_t* w) except -1:
     if swap_i32(&w.busy, 1):
         raise RuntimeError(f"worker {me.index} is in use by another thread: a Worker belongs to one thread at a time")
+    if me.w != w:                       # by what the arguments ran when they were looked at, or by another thread meanwhile
+        store_i32(&w.busy, 0)
+        raise RuntimeError("this Worker has been finalized")
     return 0
 
 
@@ -365,6 +368,8 @@ cdef object operate(Core me, int kind, object keys, object vals, object asynchro
             room = value_view(vals, ops.typenum, kind == OP_PULL, &view)
             check_size(store, n, size, room, &view)
             v = view.data
+            if kind == OP_PULL:
+                apart(k, n, v, size)
     enter(me, w)
     try:
         if n <= SMALL_KEYS and size <= SMALL_BYTES and ops.direct:
@@ -449,6 +454,7 @@ cdef object pull_drawn(Core me, object sample, object keys, object vals, object 
         room = value_view(vals, ops.typenum, True, &view)
         check_room(store, n, me.sampler.sampling.longest, me.sampler.sampling.uniform, room, &view)
         v = view.data
+        apart(k, n, v, n * me.sampler.sampling.longest)
     elif me.sampler.sampling.uniform:
         room = room_for_drawn(ops.typenum, n, me.sampler.sampling.longest // store.itemsize, store.visible == NULL)
         v = cnp.PyArray_DATA(<cnp.ndarray>room)
@@ -652,13 +658,14 @@ class Worker(Core):
         """
         cdef Core me = self
         cdef Operations ops = operations_of(me)
+        cdef worker_t* w = me.w
         cdef int64_t handle = handle_of(sample)
         cdef int code
         if me.sampler is None:
             fail(me, ERR_NO_SAMPLING)
-        enter(me, me.w)
+        enter(me, w)
         code = me.finish_sample(handle)
-        store_i32(&me.w.busy, 0)
+        store_i32(&w.busy, 0)
         if code:
             sample_fails(me, code, handle, 0)
 
@@ -689,6 +696,7 @@ class Worker(Core):
             room = value_view(vals, ops.typenum, True, &view)
             check_size(me.protocol.store, n, size, room, &view)
             v = view.data
+            apart(k, n, v, size)
         enter(me, w)
         if n <= SMALL_KEYS and size <= SMALL_BYTES:
             code = me.pull_if_local(k, n, v)

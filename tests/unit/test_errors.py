@@ -280,6 +280,89 @@ def test_tensor_that_is_lazily_negated(serve, call, length):
 
 
 @calls
+def test_tensors_whose_memory_is_gone(kv, call):
+    """Freed (as by what shards parameters), never there (the zeros of forward-mode differentiation, a tracer's), or too small."""
+    torch = pytest.importorskip("torch")
+
+    def resized(number_type, shape, size):
+        tensor = torch.zeros(shape, dtype=number_type)
+        tensor.untyped_storage().resize_(size)
+        return tensor
+
+    keys = torch.tensor([3])
+    kv.pull(keys, torch.zeros(4))       # from the first tensor on they are looked at through DLPack
+    freed = torch.zeros(12)
+    row = freed[8:]
+    freed.untyped_storage().resize_(0)
+    for wrong in (resized(torch.float32, (4,), 0), row, torch.nn.Parameter(resized(torch.float32, (1, 4), 8), requires_grad=False),
+                  torch._efficientzerotensor(4)):
+        with pytest.raises(TypeError, match=r"vals is a tensor .*without memory"):
+            CALLS[call](kv, keys, wrong)
+    for wrong in (resized(torch.int64, (1,), 0), torch._efficientzerotensor(1, dtype=torch.int64)):
+        with pytest.raises(TypeError, match=r"keys is a tensor .*without memory"):
+            CALLS[call](kv, wrong, torch.zeros(4))
+
+    def traced(tensor):
+        with pytest.raises(TypeError, match="vals is a tensor without memory"):
+            CALLS[call](kv, keys, tensor)
+        return tensor
+
+    torch.func.functionalize(traced)(torch.zeros(4))
+
+
+@pytest.mark.parametrize("call", READS)
+@pytest.mark.parametrize("n", [2, 40])
+def test_values_that_are_pulled_over_their_keys(serve, library, call, n):
+    with lapse.Worker(0, serve(2, num_keys=N, dtype="int64")) as kv:
+        kv.set(np.arange(N), np.full((N, 2), 2**60))
+        both = array(library, range(3 * n), np.int64)
+        for keys, vals in ((both[:n], both[:2 * n]), (both[n:2 * n], both[n:].reshape(n, 2)),
+                           (both[:n], both[n - 1:3 * n - 1])):      # the last key is the first value
+            with pytest.raises(ValueError, match="keys and vals share memory"):
+                CALLS[call](kv, keys, vals)
+        assert both.tolist() == list(range(3 * n))
+        CALLS[call](kv, both[:n], both[n:])         # neighbours are apart
+        kv.waitall()
+        assert both.tolist() == [*range(n), *2 * n * [2**60]]
+        kv.push(both[:1], both[:2])                 # nothing is written there
+
+
+class Trap:
+    """An argument that ends the Worker while it is looked at."""
+
+    def __init__(self, worker):
+        self.worker = worker
+
+    def __bool__(self):
+        self.worker.finalize()
+        return False
+
+    def __float__(self):
+        self.worker.finalize()
+        return 1.0
+
+    def __index__(self):
+        self.worker.finalize()
+        return 1
+
+
+@pytest.mark.parametrize("call", [
+    lambda kv, trap: kv.pull([1], None, trap), lambda kv, trap: kv.push([1], np.zeros(4, np.float32), timeout=trap),
+    lambda kv, trap: kv.localize(range(50), trap), lambda kv, trap: kv.waitall(trap), lambda kv, trap: kv.wait(trap),
+    lambda kv, trap: kv.finalize(trap), lambda kv, trap: kv.prepare_sample(trap), lambda kv, trap: kv.finish_sample(trap),
+    lambda kv, trap: kv.pull_sample(trap, np.zeros(1, np.int64)),
+])
+def test_a_worker_that_its_own_arguments_finalize(serve, call):
+    server = serve(LENGTH, num_keys=N)
+    server.enable_sampling_support()
+    kv = lapse.Worker(0, server)
+    with pytest.raises(RuntimeError, match="finalized"):
+        call(kv, Trap(kv))
+    with lapse.Worker(0, server) as after:      # the slot is free, and not in use
+        after.push([1], np.zeros(4, np.float32))
+
+
+@calls
 def test_tensor_that_requires_grad(kv, call):
     torch = pytest.importorskip("torch")
     for tensor in (torch.nn.Parameter(torch.zeros(4)), torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True) * 2):
@@ -368,8 +451,9 @@ def test_unknown_keyword(kv, call):
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), -1e-9])
-def test_wrong_timeout(kv, timeout):
-    for call in (lambda: kv.pull([1], timeout=timeout), lambda: kv.waitall(timeout), lambda: kv.finalize(timeout)):
+def test_wrong_timeout(kv, server, timeout):
+    for call in (lambda: kv.pull([1], timeout=timeout), lambda: kv.waitall(timeout), lambda: kv.finalize(timeout),
+                 lambda: kv.barrier(timeout), lambda: server.barrier(timeout)):
         with pytest.raises(ValueError, match="timeout must be"):
             call()
     with pytest.raises(ValueError, match="timeout is for synchronous calls"):
