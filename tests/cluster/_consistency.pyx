@@ -3,11 +3,12 @@
 # Number c of every value counts the pushes of worker c. A read is checked when it has finished, in the order in which the
 # reads were issued; the ring of operations in flight is also this order. Reads of one call are not ordered among themselves.
 # Nothing here is shared between threads.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from lapse cimport Key, Worker
+from lapse._sync cimport load_i32
 from lapse._types cimport DONE, Timestamp
 
 import numpy as np
@@ -167,13 +168,13 @@ cdef int in_place(Worker kv, Observer observer, slot_t* slot, Py_ssize_t n, cons
 
 
 cdef int loop(Worker kv, Observer observer, slot_t* ring, int window, int batch, int64_t reads, uint64_t* random,
-              mix_t mix, const int64_t* ones) noexcept nogil:
-    """Issue operations until so many keys have been read; 0 or an error code."""
+              mix_t mix, const int64_t* ones, int32_t* racing) noexcept nogil:
+    """Issue operations until so many keys have been read and `racing` (NULL: nobody) is 0; 0 or an error code."""
     cdef int64_t calls = 0, issued = 0
     cdef Py_ssize_t i, n
     cdef int code, dice, localize
     cdef slot_t* slot
-    while issued < reads:
+    while issued < reads or (racing != NULL and load_i32(racing) > 0):
         slot = ring + calls % window
         code = settle(kv, observer, slot)
         if code != 0:
@@ -225,8 +226,8 @@ cdef int loop(Worker kv, Observer observer, slot_t* ring, int window, int batch,
 
 
 def run(Worker kv not None, Observer observer not None, int64_t reads, int window, int batch, uint64_t seed, *,
-        int push=25, int localize=4, int storm=50, int in_place=5, int if_local=5, int sync=2):
-    """Run a worker until it has read so many keys; 0 or an error code.
+        int push=25, int localize=4, int storm=50, int in_place=5, int if_local=5, int sync=2, int32_t[::1] racing=None):
+    """Run a worker until it has read so many keys, and racing[0], if there is one, is 0; 0 or an error code.
 
     At most `window` operations of up to `batch` keys are in flight. The rest are percent of the calls; `storm` is that of
     localizes for an eighth of the time, `sync` how often everything in flight is waited for.
@@ -236,6 +237,7 @@ def run(Worker kv not None, Observer observer not None, int64_t reads, int windo
     cdef mix_t mix = mix_t(push, localize, storm, in_place, if_local, sync)
     cdef uint64_t random = (seed * 0x9E3779B97F4A7C15ULL) ^ 0x853C49E6748FEA9BULL
     cdef int code, i
+    cdef int32_t* others = NULL if racing is None else &racing[0]
     cdef slot_t* ring = <slot_t*> calloc(window, sizeof(slot_t))
     cdef Key* keys = <Key*> calloc(<size_t> window * batch, sizeof(Key))
     cdef int64_t* own = <int64_t*> calloc(<size_t> window * batch, sizeof(int64_t))
@@ -254,7 +256,7 @@ def run(Worker kv not None, Observer observer not None, int64_t reads, int windo
             ring[i].own = own + <Py_ssize_t> i * batch
             ring[i].vals = vals + <Py_ssize_t> i * batch * observer.workers
         with nogil:
-            code = loop(kv, observer, ring, window, batch, reads, &random, mix, ones)
+            code = loop(kv, observer, ring, window, batch, reads, &random, mix, ones, others)
         if code != 0:
             vals = NULL             # leaked: pulls that have not finished may still write to it
         return code
