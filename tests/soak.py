@@ -1,7 +1,8 @@
 """Histories of real clusters for a long time, checked for per-key sequential consistency: `make soak`.
 
-Job after job of tests/cluster/test_consistency.py, on 2 to 4 nodes, in the configurations below in turn, each with a seed of its own, until the
-time is over or enough keys have been read. The last lines are the record. Exit code 1 if a job found a violation, or did not end well.
+Job after job of tests/cluster/test_consistency.py, on 2 to 4 nodes, in the configurations below in turn, each with a seed of its own,
+until the time is over or enough keys have been read. The last lines are the record. Exit code 1 if a job found a violation, or did not
+end well.
 
     make soak                                   half an hour
     make soak ARGS="--pulls 100000000"          until so many keys have been read
@@ -77,7 +78,8 @@ def main(argv=None):
         wrong += violations or 0
         failed += violations is None
         if violations != 0:
-            print(f"seed {seed}, {nodes} nodes, {words}: {'did not end well' if violations is None else f'{violations} violations'}\n{text}")
+            what = "did not end well" if violations is None else f"{violations} violations"
+            print(f"seed {seed}, {nodes} nodes, {words}: {what}\n{text}")
         seed += 1
         if sys.stdout.isatty():
             print(f"\r{jobs} jobs, {total:,} pulls, {wrong} violations", end="", flush=True)
