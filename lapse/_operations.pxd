@@ -51,6 +51,8 @@ cdef struct worker_t:
     uint32_t* misses
     uint32_t* chain
     uint64_t* offsets           # room + 1
+    Key* seen                   # a hash table of keys, see seen_clear; seen_room places
+    Py_ssize_t seen_room
     Rank* order                 # num_nodes entries each
     int64_t* heads
     int64_t* tails
@@ -85,3 +87,8 @@ cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) no
 cdef void worker_free(worker_t*) noexcept nogil
 cdef int ensure_room(worker_t*, Py_ssize_t n) noexcept nogil                     # scratch for n positions: 0 or ERR_MEMORY
 cdef int ensure_offsets(op_t*, Py_ssize_t n) noexcept nogil                      # 0 or ERR_MEMORY
+# Which keys have been seen, of at most n: start with none; 0 or ERR_MEMORY. Then, of each: has it been seen before?
+cdef int seen_clear(worker_t*, Py_ssize_t n) noexcept nogil
+cdef bint seen_before(worker_t*, Key key) noexcept nogil
+# The first position whose key was there before; -1: all differ; ERR_MEMORY. Uses the table of keys.
+cdef Py_ssize_t first_repeated(worker_t*, const Key* keys, Py_ssize_t n) noexcept nogil

@@ -1,8 +1,12 @@
 # Design: see _operations.pxd.
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from lapse._pins cimport pins_free
-from lapse._types cimport ERR_MEMORY
+from lapse._types cimport ERR_MEMORY, Key
+
+cdef enum:
+    FEW = 8                     # keys that are compared with each other, without a table
 
 
 cdef extern from "<stdlib.h>" nogil:
@@ -54,6 +58,7 @@ cdef void worker_free(worker_t* w) noexcept nogil:
     free(w.misses)
     free(w.chain)
     free(w.offsets)
+    free(w.seen)
     free(w.order)
     free(w.heads)
     free(w.tails)
@@ -89,3 +94,44 @@ cdef int ensure_offsets(op_t* op, Py_ssize_t n) noexcept nogil:
         return ERR_MEMORY
     op.offsets_room = n + 1
     return 0
+
+
+cdef int seen_clear(worker_t* w, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t room = 16
+    while room < 2 * n:
+        room *= 2
+    if room > w.seen_room or 16 * room < w.seen_room:       # (a table that once was large would take long to clear for a few keys)
+        free(w.seen)
+        w.seen_room = 0
+        w.seen = <Key*>malloc(room * sizeof(Key))
+        if w.seen == NULL:
+            return ERR_MEMORY
+        w.seen_room = room
+    memset(w.seen, 0xff, w.seen_room * sizeof(Key))         # -1, which is no key
+    return 0
+
+
+cdef bint seen_before(worker_t* w, Key key) noexcept nogil:
+    cdef Py_ssize_t at = <Py_ssize_t>((<uint64_t>key * <uint64_t>0x9E3779B97F4A7C15) >> 32) & (w.seen_room - 1)
+    while w.seen[at] != -1:
+        if w.seen[at] == key:
+            return True
+        at = (at + 1) & (w.seen_room - 1)
+    w.seen[at] = key
+    return False
+
+
+cdef Py_ssize_t first_repeated(worker_t* w, const Key* keys, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i, j
+    if n <= FEW:
+        for i in range(1, n):
+            for j in range(i):
+                if keys[i] == keys[j]:
+                    return i
+        return -1
+    if seen_clear(w, n) != 0:
+        return ERR_MEMORY
+    for i in range(n):
+        if seen_before(w, keys[i]):
+            return i
+    return -1

@@ -2,11 +2,11 @@
 cimport cython
 from libc.stdint cimport uint32_t
 from lapse._operations cimport op_t, worker_t
-from lapse._routing cimport (BAD_ANSWER, BAD_EPOCH, BAD_HOME, BAD_KEY, BAD_ORIGIN, BAD_SIZE, BAD_TYPE, FAULT_CACHE_FORWARD,
+from lapse._routing cimport (BAD_ANSWER, BAD_EPOCH, BAD_FIELD, BAD_HOME, BAD_KEY, BAD_ORIGIN, BAD_SIZE, BAD_TYPE, FAULT_CACHE_FORWARD,
                              FAULT_DROP_QUEUE, FAULT_EARLY_ROW, FAULT_LATE_DIRECTORY, FAULT_LOST_UPDATE, FAULT_NO_CACHE_RULE, FAULT_NO_COPY,
                              FAULT_NO_NEXT, FAULT_NO_QUEUE, FAULT_OLD_EPOCH, FAULT_OVERWRITE_NEXT, FAULT_QUEUE_LOST, FAULT_REVERSE_QUEUE,
                              FAULT_SPLIT_ROUTE, FAULT_STALE_HOME, FINE, FINE_STEPS,
-                             NO_MEMORY, NOT_COMING, NOT_HERE, OWNER_ASKS, SECOND_NEXT, SEND_FAILED, TOO_MANY_HOPS, Router, batch_t,
+                             NO_MEMORY, NOT_COMING, NOT_HERE, OWNER_ASKS, SECOND_NEXT, SEND_FAILED, TOO_MANY_HOPS, TWICE, Router, batch_t,
                              value_offsets)
 from lapse._sink cimport Sink, out_t
 from lapse._transfers cimport entry_t, transfer_t
@@ -25,6 +25,7 @@ cdef class Protocol(Router):
     cdef op_t* find_op(self, uint32_t worker, Timestamp ts) noexcept nogil
     cdef bint has_place(self, const op_t* op, uint32_t position, Key key) noexcept nogil
     cdef int handle_operation(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Rank src) noexcept nogil
+    cdef int check_own(self, header_t* h, const Key* keys, const uint32_t* aux) noexcept nogil
     cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil
     cdef int serve_here(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Py_ssize_t m) noexcept nogil
     cdef int send_to(self, Rank dest, out_t* out) noexcept nogil

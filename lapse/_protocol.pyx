@@ -17,11 +17,12 @@ cimport cython
 from lapse._answers cimport answer_add, answer_copy, answer_t, answer_to, write_header
 from lapse._counters cimport LOCAL, note_relocation, tally
 from lapse._directory cimport directory_epoch, expect_owner, home_of, owner_of, remember_owner
-from lapse._operations cimport chain_to, ensure_room
+from lapse._operations cimport chain_to, ensure_room, first_repeated
 from lapse._pins cimport pin_drop
-from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, batch_bytes, epoch_of, expect_row,
-                           expect_slot, first_out_of_range, gone_word, insert_row, is_home, latch, pull_rows, push_rows, remove_row, row_of,
-                           set_rows, slot_word, state_of, store_t, stored_bytes, transfer_of, unlatch, visible_bytes)
+from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, batch_bytes, epoch_of,
+                           expect_header, expect_row, expect_slot, first_out_of_range, gone_word, insert_row, is_home, latch, pull_rows,
+                           push_rows, remove_row, row_of, set_rows, slot_word, state_of, store_t, stored_bytes, transfer_of, unlatch,
+                           visible_bytes)
 from lapse._sync cimport load_i64, load_u64, prefetch_write, store_i64, unlikely
 from lapse._trace cimport trace_add
 from lapse._transfers cimport entry_free, entry_values, transfer_free
@@ -47,6 +48,8 @@ VIOLATIONS = {
     BAD_ANSWER: "an answer to an operation that is not open",
     NO_MEMORY: "out of memory",
     SEND_FAILED: "a message could not be sent",
+    BAD_FIELD: "a header field that this kind of message does not have",
+    TWICE: "a key that is twice in one relocation message",
 }
 
 
@@ -84,7 +87,7 @@ cdef class Protocol(Router):
         if size < HEADER_BYTES:
             return self.blame(BAD_SIZE, -1, 0)
         n = h.count
-        if size < frame_bytes(n, 0) or h.value_bytes != size - frame_bytes(n, 0):
+        if n == 0 or size < frame_bytes(n, 0) or h.value_bytes != size - frame_bytes(n, 0):
             return self.blame(BAD_SIZE, -1, 0)
         if not PULL <= h.type <= ACK:
             return self.blame(BAD_TYPE, h.type, 0)
@@ -114,11 +117,18 @@ cdef class Protocol(Router):
             return self.blame(BAD_ORIGIN, -1, 0)
         if h.type <= LOCALIZE and h.hops == 0 and <Rank>h.origin != src:
             return self.blame(BAD_ORIGIN, -1, 0)
+        if h.reserved != 0 or (h.hops != 0 and h.type > SET):
+            return self.blame(BAD_FIELD, -1, 0)
+        if LOCALIZE <= h.type <= TRANSFER and src != self.me:
+            # A call's localize may name a key twice, a message to another node may not: the second would find what the first left.
+            i = first_repeated(self.server, keys, n)
+            if i >= 0 or i == ERR_MEMORY:
+                return self.blame(TWICE, keys[i], aux[i]) if i >= 0 else self.blame(NO_MEMORY, -1, 0)
 
         if h.type <= SET or (h.type == LOCALIZE and src == self.me):
             return self.handle_operation(h, keys, aux, vals, src)
         if h.type == LOCALIZE:
-            return self.handle_localize(h, keys) if h.hops == 0 else self.blame(BAD_ORIGIN, -1, 0)
+            return self.handle_localize(h, keys)
         if h.type == HAND_OVER:
             return self.handle_hand_over(h, keys, aux, src)
         if h.type == TRANSFER:
@@ -134,9 +144,15 @@ cdef class Protocol(Router):
         cdef int rc
         if ensure_room(w, n) != 0:
             return self.blame(NO_MEMORY, -1, 0)
+        if <Rank>h.origin == self.me:
+            rc = self.check_own(h, keys, aux)
+            if rc != FINE:
+                return rc
         if self.store.visible != NULL and carries:
             value_offsets(self.store, keys, n, w.offsets)
         m = absent_rows(self.store, keys, n, w.misses)
+        if m > 0 and h.hops >= MAX_HOPS:
+            return self.blame(TOO_MANY_HOPS, keys[w.misses[0]], 0)
         self.between()
         if h.type == LOCALIZE:
             self.settle_local_localize(h, n - m)
@@ -146,8 +162,6 @@ cdef class Protocol(Router):
                 return rc
         if m == 0:
             return FINE
-        if h.hops >= MAX_HOPS:
-            return self.blame(TOO_MANY_HOPS, keys[w.misses[0]], 0)
         if h.hops == LONG_WAY:
             self.counters_.long_ways += m
         memset(&b, 0, sizeof(b))
@@ -171,9 +185,20 @@ cdef class Protocol(Router):
             self.complete(self.workers[b.worker], b.ts, b.done)
         return FINE
 
+    cdef int check_own(self, header_t* h, const Key* keys, const uint32_t* aux) noexcept nogil:
+        """An operation of this node that comes back to it: is it open, with a place for each value?"""
+        cdef op_t* op = self.find_op(h.worker, <Timestamp>h.ts)
+        cdef Py_ssize_t n = h.count, i
+        if op == NULL or op.kind != h.type or load_i64(&op.remaining) < n:
+            return self.blame(BAD_ANSWER, keys[0], 0)
+        for i in range(n):
+            if not self.has_place(op, aux[i], keys[i]):
+                return self.blame(BAD_ANSWER, keys[i], 0)
+        return FINE
+
     cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil:
         """shared_memory off: this many keys of a localize of this node are here already."""
-        if here > 0 and self.find_op(h.worker, <Timestamp>h.ts) != NULL:
+        if here > 0:
             tally(&self.server.counters, OP_LOCALIZE, LOCAL, here)
             self.complete(self.workers[h.worker], <Timestamp>h.ts, here)
 
@@ -196,15 +221,8 @@ cdef class Protocol(Router):
         cdef uint64_t word
         cdef Key key
         if <Rank>h.origin == self.me:
-            op = self.find_op(h.worker, <Timestamp>h.ts)
-            if op == NULL or op.kind != kind:
-                return self.blame(BAD_ANSWER, keys[0], 0)
+            op = self.find_op(h.worker, <Timestamp>h.ts)        # it is open: check_own
             asker = self.workers[h.worker]
-            for i in range(n):
-                if not self.has_place(op, aux[i], keys[i]):
-                    return self.blame(BAD_ANSWER, keys[i], 0)
-            if load_i64(&op.remaining) < n - m:
-                return self.blame(BAD_ANSWER, keys[0], 0)
             if h.hops == 0:
                 tally(&w.counters, kind, LOCAL, n - m)
         else:
@@ -232,6 +250,7 @@ cdef class Protocol(Router):
             else:
                 at = set_rows(s, keys, n, vals, w.chain)
             if at != 0:
+                self.sink.discard(&out)
                 return self.blame(NO_MEMORY, -1, 0)
         else:
             for i in range(n):
@@ -243,6 +262,8 @@ cdef class Protocol(Router):
                 row = row_of(s, key, &word)
                 if row == NULL:
                     unlatch(s, key, word)
+                    if op == NULL:
+                        self.sink.discard(&out)
                     return self.blame(NO_MEMORY, key, 0)
                 if kind == PULL:
                     if op != NULL:
@@ -312,9 +333,7 @@ cdef class Protocol(Router):
                 i = w.misses[j]
                 key = keys[i]
                 self.between()
-                owner = owner_of(self.directory, key)
-                if owner == requester:                      # the same key twice in one message
-                    return self.blame(OWNER_ASKS, key, directory_epoch(self.directory, key))
+                owner = owner_of(self.directory, key)       # (never the requester: its keys all differ)
                 if owner == self.me:
                     # Only this thread changes an entry that names this node, so no lock is needed to rely on it.
                     state = state_of(self.store, key, slot_word(self.store, key))
@@ -396,6 +415,7 @@ cdef class Protocol(Router):
         """Previous owner: send the keys on, or note who gets those that are still coming."""
         cdef worker_t* w = self.server
         cdef Py_ssize_t n = h.count, i, mine = 0
+        cdef uint64_t word
         cdef KeyState state
         cdef int rc
         if <Rank>h.origin == self.me:
@@ -405,9 +425,18 @@ cdef class Protocol(Router):
         for i in range(n):
             if home_of(self.directory, keys[i]) != src or src == self.me:
                 return self.blame(BAD_HOME, keys[i], epochs[i])
-            state = state_of(self.store, keys[i], slot_word(self.store, keys[i]))
+            if i + SLOT_AHEAD < n:
+                expect_slot(self.store, keys[i + SLOT_AHEAD])
+            if i + ROW_AHEAD < n:
+                expect_header(self.store, keys[i + ROW_AHEAD])
+            word = slot_word(self.store, keys[i])
+            state = state_of(self.store, keys[i], word)
             if state == AWAY:
                 return self.blame(NOT_HERE, keys[i], epochs[i])
+            if state == COMING and (<transfer_t*>transfer_of(word)).next_owner >= 0 and not self.faults & FAULT_OVERWRITE_NEXT:
+                return self.blame(SECOND_NEXT, keys[i], epochs[i])
+            if state == HERE and <Epoch>(epoch_of(self.store, keys[i], word) + 1) != epochs[i]:
+                return self.blame(BAD_EPOCH, keys[i], epochs[i])
             if state == HERE:
                 w.misses[mine] = <uint32_t>i
                 mine += 1
@@ -451,7 +480,7 @@ cdef class Protocol(Router):
             epoch = epochs[chosen[j]] if epochs != NULL else directory_epoch(self.directory, key) + 1
             early = self.copy_early(key) if unlikely(self.faults & FAULT_LOST_UPDATE) and j == 0 else NULL
             word = latch(s, key)
-            if state_of(s, key, word) != HERE:              # the same key twice in one message
+            if state_of(s, key, word) != HERE:              # this and the next: only if home contradicts itself
                 rc = self.blame(NOT_HERE, key, epoch)
             elif <Epoch>(epoch_of(s, key, word) + 1) != epoch:
                 rc = self.blame(BAD_EPOCH, key, epoch)
@@ -473,10 +502,12 @@ cdef class Protocol(Router):
             if unlikely(self.trace_ != NULL):
                 trace_add(self.trace_, self.sink.now(), key, to, epoch, False)
             values += stored_bytes(s, key)
-        self.counters_.relocated_out += count
-        if rc == FINE and self.sink.send(to, &out) != 0:
+        if rc != FINE:
+            self.sink.discard(&out)
+        elif self.sink.send(to, &out) != 0:
             rc = self.blame(SEND_FAILED, -1, 0)
         self.sink.unlock(to)
+        self.counters_.relocated_out += count
         return rc
 
     cdef char* copy_early(self, Key key) noexcept nogil:
@@ -498,6 +529,8 @@ cdef class Protocol(Router):
         cdef uint64_t word
         cdef transfer_t* t
         cdef int rc
+        if <Rank>h.origin != self.me:
+            return self.blame(BAD_ORIGIN, -1, 0)
         if ensure_room(w, n) != 0:
             return self.blame(NO_MEMORY, -1, 0)
         for i in range(n):
@@ -522,8 +555,6 @@ cdef class Protocol(Router):
         for i in range(n):
             self.between()
             word = slot_word(s, keys[i])
-            if state_of(s, keys[i], word) != COMING:        # the same key twice in one message
-                return self.blame(NOT_COMING, keys[i], epochs[i])
             if (<transfer_t*>transfer_of(word)).next_owner >= 0:
                 w.misses[moving] = <uint32_t>i
                 w.offsets[moving] = vals - <const char*>h
@@ -595,10 +626,6 @@ cdef class Protocol(Router):
             for j in range(moving):
                 key = keys[w.misses[j]]
                 word = latch(s, key)
-                if state_of(s, key, word) != COMING:        # the same key twice in one message
-                    unlatch(s, key, word)
-                    rc = self.blame(NOT_COMING, key, epochs[w.misses[j]])
-                    break
                 t = <transfer_t*>transfer_of(word)
                 if t.next_owner != to:
                     unlatch(s, key, word)
@@ -622,7 +649,9 @@ cdef class Protocol(Router):
                 if rc != FINE:
                     break
             self.counters_.relocated_out += count
-            if rc == FINE and self.sink.send(to, &out) != 0:
+            if rc != FINE:
+                self.sink.discard(&out)
+            elif self.sink.send(to, &out) != 0:
                 rc = self.blame(SEND_FAILED, -1, 0)
             self.sink.unlock(to)
             if rc != FINE:
@@ -708,9 +737,9 @@ cdef class Protocol(Router):
         cdef op_t* op = self.find_op(h.worker, <Timestamp>h.ts)
         cdef worker_t* w
         cdef size_t size
-        if n == 0 or <Rank>h.origin != self.me or op == NULL or (op.kind == OP_PULL) != (h.type == VALUES) or (
+        if <Rank>h.origin != self.me or op == NULL or (op.kind == OP_PULL) != (h.type == VALUES) or (
                 op.kind == OP_LOCALIZE or load_i64(&op.remaining) < n):
-            return self.blame(BAD_ANSWER, keys[0] if n else -1, 0)
+            return self.blame(BAD_ANSWER, keys[0], 0)
         w = self.workers[h.worker]
         for i in range(n):
             if not self.has_place(op, aux[i], keys[i]):

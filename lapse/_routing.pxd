@@ -40,6 +40,8 @@ cdef enum Violation:            # what handle() found wrong; see VIOLATIONS in _
     BAD_ANSWER = -111           # an answer to no open operation, or to a position it does not have
     NO_MEMORY = -112
     SEND_FAILED = -113
+    BAD_FIELD = -114            # a field of the header that this kind of message does not have
+    TWICE = -115                # a key that is twice in one relocation message
 
 
 cdef struct batch_t:            # positions of one call, or of one message, on their way

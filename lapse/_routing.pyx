@@ -1,13 +1,12 @@
 # Design: how an operation leaves the thread that has it. The first look at a key is free of locks; what it says is checked again under the
 # lock of the channel that it names, and there the key becomes incoming, or its operation is sent. See _protocol.pyx for why that is right.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from lapse._answers cimport write_header
 from lapse._counters cimport IN_TRANSFER, LOCAL, REMOTE, tally
 from lapse._directory cimport cached_owner, directory_epoch, home_of, owner_of, set_owner
-from lapse._operations cimport chain_to, ensure_offsets, op_t
+from lapse._operations cimport chain_to, ensure_offsets, op_t, seen_before, seen_clear
 from lapse._pins cimport pin_add, pin_find, pin_t
 from lapse._sink cimport out_t
 from lapse._store cimport (AWAY, COMING, HERE, KeyState, add_values, away_epoch, incoming_word, is_home, latch, row_of, slot_word, state_of,
@@ -57,7 +56,7 @@ cdef class Router(NodeState):
             value_offsets(self.store, keys, n, op.offsets)
             b.offsets = op.offsets
         if kind == OP_SET and m > 1:
-            b.done = keep_last(keys, todo, &m)
+            b.done = keep_last(w, keys, todo, &m)
             if b.done < 0:
                 return ERR_MEMORY
         store_i64(&op.ts, w.next_ts)            # before `remaining`, which opens the operation: see find_op
@@ -413,26 +412,15 @@ cdef class Router(NodeState):
         self.late_used = left
 
 
-cdef Py_ssize_t keep_last(const Key* keys, uint32_t* todo, Py_ssize_t* m) noexcept nogil:
+cdef Py_ssize_t keep_last(worker_t* w, const Key* keys, uint32_t* todo, Py_ssize_t* m) noexcept nogil:
     """Of equal keys keep the last position only (its set overwrites the others'); returns how many were dropped, -1: no memory."""
-    cdef Py_ssize_t room = 16, j, kept, at
-    cdef Key* seen
-    while room < 2 * m[0]:
-        room *= 2
-    seen = <Key*>malloc(room * sizeof(Key))
-    if seen == NULL:
+    cdef Py_ssize_t j, kept = m[0]
+    if seen_clear(w, m[0]) != 0:
         return -1
-    memset(seen, 0xff, room * sizeof(Key))
-    kept = m[0]
     for j in range(m[0] - 1, -1, -1):
-        at = <Py_ssize_t>((<uint64_t>keys[todo[j]] * <uint64_t>0x9E3779B97F4A7C15) >> 32) & (room - 1)
-        while seen[at] != -1 and seen[at] != keys[todo[j]]:
-            at = (at + 1) & (room - 1)
-        if seen[at] == -1:
-            seen[at] = keys[todo[j]]
+        if not seen_before(w, keys[todo[j]]):
             kept -= 1
             todo[kept] = todo[j]
-    free(seen)
     for j in range(m[0] - kept):
         todo[j] = todo[kept + j]
     m[0] -= kept

@@ -19,6 +19,7 @@ cdef class Sink:
     cdef void unlock(self, Rank dest) noexcept nogil
     cdef int alloc(self, out_t* out, size_t size) noexcept nogil           # 0, or ERR_MEMORY
     cdef int send(self, Rank dest, out_t* out) noexcept nogil              # consumes `out`; 0, or ERR_FAILED
+    cdef void discard(self, out_t* out) noexcept nogil                     # it is not sent after all
     cdef void wake(self, worker_t* w) noexcept nogil                       # an operation of w has finished
     cdef int64_t now(self) noexcept nogil                                  # nanoseconds, for statistics only
     cdef void step(self) noexcept nogil                                    # a yield point of the simulation, see FINE_STEPS

@@ -17,6 +17,9 @@ cdef class Sink:
     cdef int send(self, Rank dest, out_t* out) noexcept nogil:
         return ERR_FAILED
 
+    cdef void discard(self, out_t* out) noexcept nogil:
+        pass
+
     cdef void wake(self, worker_t* w) noexcept nogil:
         pass
 

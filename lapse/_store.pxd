@@ -114,6 +114,11 @@ cdef inline void expect_row(const store_t* s, Key key) noexcept nogil:
     prefetch_write(<void*>(end - 1))
 
 
+cdef inline void expect_header(const store_t* s, Key key) noexcept nogil:
+    """Ask the memory for the header of the key's row, or for its transfer. Harmless for any word, as expect_row is."""
+    prefetch_write(<void*>(<size_t>(peek_u64(s.slots + key) & ~<uint64_t>7) - 8))
+
+
 cdef inline Epoch away_epoch(uint64_t word) noexcept nogil:
     """The epoch with which an AWAY key left (0: it has never been here)."""
     return <Epoch>(word >> 16)

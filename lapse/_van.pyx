@@ -5,6 +5,8 @@
 #
 # Locking: a channel's mutex before any latch. The state word is set once, by whoever notices the end first; the server loop leaves when it sees it,
 # and a worker returns an error only when the loop has left, since until then the loop may write to the worker's buffers.
+import logging
+
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport uintptr_t
 from libc.stdio cimport snprintf
@@ -21,6 +23,8 @@ from lapse._types cimport (ERR_FAILED as C_ERR_FAILED, ERR_FORKED as C_ERR_FORKE
 from lapse._wire cimport GOODBYE, HEADER_BYTES, HELLO, MAGIC, STOP, VERSION, header_t
 from lapse._zmq cimport (ZMQ_DONTWAIT, zmq_errno, zmq_msg_close, zmq_msg_data, zmq_msg_gets, zmq_msg_init, zmq_msg_init_size,
                          zmq_msg_recv, zmq_msg_send, zmq_msg_size, zmq_msg_t)
+
+log = logging.getLogger("lapse.cluster")
 
 # The same numbers for Python
 ERR_STOPPED = C_ERR_STOPPED
@@ -43,6 +47,11 @@ BROKEN_CHANNEL = {
     BAD_GREETING: "a message before HELLO or after GOODBYE",
     RECEIVE_FAILED: "receiving failed",
 }
+
+
+cdef void report_dropped(int64_t so_far, const char* address) noexcept with gil:
+    log.warning("dropped a frame from %s: it is not of this job (%d so far)",
+                "a local process" if address == NULL else address.decode(errors="replace") or "a local process", so_far)
 
 
 cdef class Van(Sink):
@@ -119,6 +128,9 @@ cdef class Van(Sink):
             return C_ERR_FAILED
         return 0
 
+    cdef void discard(self, out_t* out) noexcept nogil:
+        zmq_msg_close(<zmq_msg_t*>out.storage)
+
     cdef void wake(self, worker_t* w) noexcept nogil:
         add_u32(&w.event, 1)
         fence()                                 # pairs with the one between `sleeping` and the last look in Worker.block
@@ -136,6 +148,8 @@ cdef class Van(Sink):
         cdef channel_t* channel
         cdef bint vouched = self.authenticated and user != NULL
         if size < HEADER_BYTES or h.magic != MAGIC or h.version != VERSION or h.job != self.job:
+            return BAD_HEADER if vouched else DROP
+        if h.type >= HELLO and (size != HEADER_BYTES or h.count != 0 or h.value_bytes != 0 or h.reserved != 0 or h.hops != 0):
             return BAD_HEADER if vouched else DROP
         if h.src >= <uint32_t>self.num_nodes:
             return BAD_SENDER if vouched else DROP
@@ -190,6 +204,8 @@ cdef class Van(Sink):
             src = self.check_header(data, size, zmq_msg_gets(&msg, b"User-Id") if self.authenticated else NULL)
             if src == DROP:
                 self.dropped += 1
+                if self.dropped & (self.dropped - 1) == 0:      # the 1st, 2nd, 4th, 8th, ...: this takes the GIL
+                    report_dropped(self.dropped, zmq_msg_gets(&msg, b"Peer-Address"))
                 continue
             if src < 0:
                 # whom the transport vouches for, not whom the frame names

@@ -4,7 +4,8 @@
 
 aux is, per key, the position in the caller's arrays (operations and their answers) or the epoch (HAND_OVER, TRANSFER).
 values are there for PUSH, SET, VALUES (visible length per key) and TRANSFER (stored length per key). Every size follows from
-the keys, and a message whose size is not the computed one is a protocol violation.
+the keys, and a message whose size is not the computed one is a protocol violation. So are a message without keys, `hops` in other messages
+than operations, and a key that is twice in LOCALIZE, HAND_OVER or TRANSFER.
 
 | type      | from -> to                    | origin, worker, ts     | means                                                    |
 |-----------|-------------------------------|------------------------|----------------------------------------------------------|

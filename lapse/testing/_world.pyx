@@ -242,6 +242,10 @@ cdef class SimSink(Sink):
             turn(s)
         return 0
 
+    cdef void discard(self, out_t* out) noexcept nogil:
+        free(out.data)
+        out.data = NULL
+
     cdef void wake(self, worker_t* w) noexcept nogil:
         cdef world_t* s = self.world
         cdef int a = s.nodes + self.me * s.workers + <int>w.index

@@ -1,16 +1,20 @@
 """One node's protocol, for tests that write its messages themselves; what it sends is kept."""
-from libc.stdint cimport int64_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
+from lapse._directory cimport cached_owner, directory_epoch, owner_of
 from lapse._operations cimport op_finished, worker_t
 from lapse._protocol cimport Protocol, Sink, out_t
+from lapse._store cimport COMING, HERE, epoch_of, is_home, row_of, slot_word, state_of, store_t, stored_bytes, transfer_of
 from lapse._sync cimport load_i64
+from lapse._transfers cimport entry_t, entry_values, transfer_t
 from lapse._types cimport ERR_MEMORY, Key, Rank, Timestamp
 
 
 cdef class Recorder(Sink):
     cdef public list sent       # (dest, message)
+    cdef public int unsent      # messages that were begun, and neither sent nor discarded
 
     def __cinit__(self):
         self.sent = []
@@ -18,13 +22,18 @@ cdef class Recorder(Sink):
     cdef int alloc(self, out_t* out, size_t size) noexcept nogil:
         out.data = <char*>malloc(size)
         out.size = size
+        self.unsent += 1
         return ERR_MEMORY if out.data == NULL else 0
 
     cdef int send(self, Rank dest, out_t* out) noexcept nogil:
         with gil:
             self.sent.append((dest, out.data[:out.size]))
-        free(out.data)
+        self.discard(out)
         return 0
+
+    cdef void discard(self, out_t* out) noexcept nogil:
+        self.unsent -= 1
+        free(out.data)
 
 
 cdef class Probe:
@@ -62,6 +71,32 @@ cdef class Probe:
         rc = self.protocol.handle(copy, len(message), src)
         free(copy)
         return rc
+
+    def state(self):
+        """All that a message may change: of each key where it is, its value, and what waits for it; directory; operations; messages."""
+        cdef store_t* s = self.protocol.store
+        cdef Key key
+        cdef uint64_t word
+        cdef transfer_t* t
+        cdef entry_t* e
+        keys = []
+        for key in range(s.num_keys):
+            word = slot_word(s, key)
+            what = [word, cached_owner(self.protocol.directory, key)]
+            if is_home(s, key):
+                what += [owner_of(self.protocol.directory, key), directory_epoch(self.protocol.directory, key)]
+            if state_of(s, key, word) == HERE and word != 0:
+                what += [epoch_of(s, key, word), row_of(s, key, &word)[:stored_bytes(s, key)]]
+            elif state_of(s, key, word) == COMING:
+                t = <transfer_t*>transfer_of(word)
+                what += [t.last_epoch, t.next_owner, t.next_epoch]
+                e = t.first
+                while e != NULL:
+                    what.append((e.kind, e.origin, e.worker, e.ts, e.position, entry_values(e)[:e.value_bytes]))
+                    e = e.next
+            keys.append(what)
+        operations = [(load_i64(&self.worker.ops[i].ts), load_i64(&self.worker.ops[i].remaining)) for i in range(self.worker.mask + 1)]
+        return keys, operations, [array.tobytes() for array in self.held.values()], len(self.sink.sent), self.sink.unsent
 
     def finished(self, Timestamp ts):
         return op_finished(self.worker, ts)

@@ -13,7 +13,8 @@ pytest.importorskip("Cython")
 EXT = Path(__file__).resolve().parents[1] / "ext"
 
 PULL, PUSH, SET, LOCALIZE, HAND_OVER, TRANSFER, VALUES, ACK = range(1, 9)
-BAD_SIZE, BAD_KEY, OWNER_ASKS, BAD_ANSWER = -100, -102, -105, -111
+BAD_SIZE, BAD_KEY, BAD_ORIGIN, BAD_HOME, OWNER_ASKS, NOT_HERE, SECOND_NEXT, NOT_COMING, BAD_EPOCH, TOO_MANY_HOPS, BAD_ANSWER, \
+    BAD_FIELD, TWICE = -100, -102, -103, -104, -105, -106, -107, -108, -109, -110, -111, -114, -115
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,12 @@ def probe():
     return load_extension(EXT / "protocol_probe.pyx")
 
 
-def message(kind, keys, aux=None, values=b"", *, hops=0, origin=1, worker=0, ts=0, count=None, value_bytes=None):
+def message(kind, keys, aux=None, values=b"", *, hops=0, origin=1, worker=0, ts=0, count=None, value_bytes=None, reserved=0):
     keys = np.asarray(keys, np.int64)
     aux = np.asarray(range(len(keys)) if aux is None else aux, np.uint32)
     count = len(keys) if count is None else count
     value_bytes = len(values) if value_bytes is None else value_bytes
-    head = struct.pack("<IHBBQQIIIIQQQ", 0, 1, kind, hops, 0, 1, 1, origin, worker, count, ts, value_bytes, 0)
+    head = struct.pack("<IHBBQQIIIIQQQ", 0, 1, kind, hops, 0, 1, 1, origin, worker, count, ts, value_bytes, reserved)
     return head + keys.tobytes() + aux.tobytes() + bytes(4 * (len(keys) & 1)) + values
 
 
@@ -66,9 +67,10 @@ def test_longer_value_than_asked_for_from_the_queue(node):
     out, intact = guarded(5)
     ts = node.issue(PULL, np.array([4]), out)
     node.issue(LOCALIZE, np.array([7]), np.empty(0))
-    assert node.handle(message(PULL, [7], [0], hops=1, origin=0, ts=ts), 1) == 0
-    assert node.handle(message(TRANSFER, [7], [1], np.ones(8, np.float32).tobytes()), 1) == BAD_ANSWER
+    assert node.handle(message(PULL, [7], [0], hops=1, origin=0, ts=ts), 1) == BAD_ANSWER
+    assert node.handle(message(TRANSFER, [7], [1], np.ones(8, np.float32).tobytes(), origin=0), 1) == 0
     assert intact()
+    assert not node.finished(ts)
 
 
 def test_more_answers_than_positions(node):
@@ -93,9 +95,11 @@ def test_more_answers_than_positions_from_the_queue(probe):
     node = probe.Probe(8, 0, 2, dtype="float32", visible=2)
     ts = node.issue(PUSH, np.array([4]), np.zeros(2, np.float32))
     node.issue(LOCALIZE, np.array([7]), np.empty(0))
-    twice = message(PUSH, [7, 7], [0, 0], bytes(16), hops=1, origin=0, ts=ts)
-    assert node.handle(twice, 1) == 0
-    assert node.handle(message(TRANSFER, [7], [1], bytes(8)), 1) == BAD_ANSWER
+    assert node.handle(message(PUSH, [7, 7], [0, 0], bytes(16), hops=1, origin=0, ts=ts), 1) == BAD_ANSWER
+    for _ in range(2):      # one by one each of them could be right; the second is noticed when they are answered
+        assert node.handle(message(PUSH, [7], [0], bytes(8), hops=1, origin=0, ts=ts), 1) == 0
+    assert node.handle(message(TRANSFER, [7], [1], bytes(8), origin=0), 1) == BAD_ANSWER
+    assert node.sink.unsent == 0
 
 
 def test_answer_to_an_operation_whose_place_is_taken(probe):
@@ -153,6 +157,82 @@ def test_keys_that_do_not_exist(node):
             assert node.handle(message(kind, [key]), 1) == BAD_KEY
 
 
+# Each is right but for its last key, or for one field: (message, sender, what it is refused for).
+FLOATS = {n: bytes(4 * n) for n in range(1, 20)}
+REFUSED = {
+    "nothing": (message(PULL, []), 1, BAD_SIZE),
+    "reserved": (message(PUSH, [0], values=FLOATS[1], reserved=1), 1, BAD_FIELD),
+    "localize forwarded": (message(LOCALIZE, [0, 1], hops=1), 1, BAD_FIELD),
+    "hand-over forwarded": (message(HAND_OVER, [6], [2], hops=1), 1, BAD_FIELD),
+    "transfer forwarded": (message(TRANSFER, [4], [1], FLOATS[5], hops=1, origin=0), 1, BAD_FIELD),
+    "answer forwarded": (message(VALUES, [4], [0], FLOATS[5], hops=1, origin=0), 1, BAD_FIELD),
+    "origin beyond the nodes": (message(PULL, [0, 1], origin=3), 1, BAD_ORIGIN),
+    "in the name of another": (message(PUSH, [0], values=FLOATS[1], origin=2), 1, BAD_ORIGIN),
+    "localize of keys homed elsewhere": (message(LOCALIZE, [0, 1, 6]), 1, BAD_HOME),
+    "localize by the owner": (message(LOCALIZE, [0, 2]), 2, BAD_ORIGIN),
+    "localize by the owner, too": (message(LOCALIZE, [0, 2], origin=2), 2, OWNER_ASKS),
+    "localize of a key twice": (message(LOCALIZE, [0, 1, 0]), 1, TWICE),
+    "localize of a key twice, of many": (message(LOCALIZE, [*range(3), *range(3), *range(3), 0]), 1, TWICE),
+    "hand-over by another than the home": (message(HAND_OVER, [4, 6], [2, 2], origin=2), 1, BAD_HOME),
+    "hand-over to this node": (message(HAND_OVER, [4], [2], origin=0), 1, BAD_ORIGIN),
+    "hand-over of a key that is not here": (message(HAND_OVER, [4, 5, 3], [2, 2, 1], origin=2), 1, NOT_HERE),
+    "hand-over of a key twice": (message(HAND_OVER, [4, 5, 5], [2, 2, 2], origin=2), 1, TWICE),
+    "hand-over with an old epoch": (message(HAND_OVER, [4, 5], [2, 1], origin=2), 1, BAD_EPOCH),
+    "hand-over with an epoch to come": (message(HAND_OVER, [4, 5], [2, 3], origin=2), 1, BAD_EPOCH),
+    "second next owner": (message(HAND_OVER, [7], [2], origin=2), 2, SECOND_NEXT),
+    "transfer of a key that was not asked for": (message(TRANSFER, [6, 3], [1, 1], FLOATS[11], origin=0), 1, NOT_COMING),
+    "transfer to another node": (message(TRANSFER, [6], [1], FLOATS[7], origin=2), 1, BAD_ORIGIN),
+    "transfer of a key twice": (message(TRANSFER, [6, 6], [1, 1], FLOATS[14], origin=0), 1, TWICE),
+    "transfer with an old epoch": (message(TRANSFER, [6], [0], FLOATS[7], origin=0), 1, BAD_EPOCH),
+    "transfer with another epoch than its next owner's": (message(TRANSFER, [7], [4], FLOATS[8], origin=0), 1, BAD_EPOCH),
+    "forwarded for ever": (message(PUSH, [0, 3], values=FLOATS[5], hops=64), 1, TOO_MANY_HOPS),
+    "an operation that this node did not begin": (message(PUSH, [0, 6], values=FLOATS[8], hops=1, origin=0, ts=5), 1, BAD_ANSWER),
+    "answer to another node's operation": (message(ACK, [3], [0], origin=1, ts=0), 1, BAD_ANSWER),
+    "answer of another kind": (message(VALUES, [3], [0], FLOATS[4], origin=0, ts=0), 1, BAD_ANSWER),
+    "answer to a position that is not there": (message(ACK, [3], [1], origin=0, ts=0), 1, BAD_ANSWER),
+    "answers to more positions than there are": (message(ACK, [3, 3], [0, 0], origin=0, ts=0), 1, BAD_ANSWER),
+}
+
+
+@pytest.fixture
+def busy(probe):
+    """Node 0 of 3, with keys in every state: 0-2 are homed here, 3-5 at node 1, 6-8 at node 2; a value of key k has k + 1 numbers.
+
+    0 and 1 are here, 2 is at node 2; 4 and 5 have come here; 6 and 7 are on their way, 7 goes on to node 1; a push to 3 is under way.
+    """
+    lengths = np.arange(1, 10, dtype=np.uint32)
+    node = probe.Probe(9, 0, 3, dtype="float32", visible=lengths, stored=lengths, location_caches=True)
+    assert node.handle(message(PUSH, [0, 1], values=np.arange(3, dtype=np.float32).tobytes()), 1) == 0
+    assert node.handle(message(LOCALIZE, [2], origin=2), 2) == 0
+    assert node.issue(PUSH, np.array([3]), np.ones(4, np.float32)) == 0
+    node.issue(LOCALIZE, np.array([4, 5, 6, 7]), np.empty(0))
+    assert node.handle(message(TRANSFER, [4, 5], [1, 1], np.arange(11, dtype=np.float32).tobytes(), origin=0), 1) == 0
+    assert node.handle(message(HAND_OVER, [7], [2], origin=1), 2) == 0
+    assert node.handle(message(PUSH, [6], values=FLOATS[7]), 1) == 0
+    return node
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_has_changed_nothing(busy, case):
+    frame, src, why = REFUSED[case]
+    before = busy.state()
+    assert busy.handle(frame, src) == why
+    assert busy.state() == before
+
+
+def test_the_states_that_frames_are_refused_in(busy):
+    """The same node takes the like of them, where they are right."""
+    for frame, src in ((message(LOCALIZE, [0, 1]), 1), (message(HAND_OVER, [4, 5], [2, 2], origin=2), 1),
+                       (message(TRANSFER, [6], [1], FLOATS[7], origin=0), 2), (message(TRANSFER, [7], [1], FLOATS[8], origin=0), 2),
+                       (message(ACK, [3], [0], origin=0, ts=0), 1)):
+        before = busy.state()
+        assert busy.handle(frame, src) == 0
+        assert busy.state() != before
+    assert busy.finished(0)
+    assert busy.sink.unsent == 0
+    assert [(dest, sent[6]) for dest, sent in busy.sink.sent][-4:] == [(1, TRANSFER), (2, TRANSFER), (1, ACK), (1, TRANSFER)]
+
+
 def test_anything(probe):
     """Frames with wrong bytes in every place, at nodes with operations and transfers under way: no byte beside the arrays changes."""
     draw = random.Random(5)
@@ -172,6 +252,8 @@ def test_anything(probe):
                                       origin=draw.choice([0, 1, 1, 2]), worker=draw.choice([0, 0, 1, 9]), ts=draw.choice([0, 1, 2, 8])))
             if draw.random() < 0.3:
                 frame[draw.randrange(len(frame))] = draw.randrange(256)
+            before = node.state()
             if node.handle(bytes(frame), 1) != 0:
+                assert node.state() == before
                 break
         assert intact()
