@@ -111,6 +111,11 @@ class Cluster:
         """Whether a data message's User-Id is the rank of its sender."""
         return self.config.role != "local" and self.config.authenticated
 
+    @property
+    def refused(self) -> int:
+        """How many connections of strangers this node has not admitted."""
+        return self._link.refused if self._link is not None else 0
+
     # -- starting
 
     def _start_alone(self, description: dict) -> None:

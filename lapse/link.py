@@ -68,6 +68,11 @@ class Link:
             self._poller.register(source, zmq.POLLIN)
         self._dealer.connect(sockets.endpoint(address, config.root_port))
 
+    @property
+    def refused(self) -> int:
+        """Connections that were not admitted so far. Any thread."""
+        return self._gate.refused
+
     def command(self, entry: tuple) -> None:
         """Hand something to the control thread. Any thread; never blocks."""
         self._outbox.append(entry)
@@ -292,6 +297,8 @@ class Link:
                 rank = self._pull_open.pop(value, None)
                 if rank is not None:
                     broken.append(rank)
+            elif event in sockets.UNFINISHED:
+                self._gate.refuse()
         return broken
 
     # -- ending (called by the thread that closes, after the control thread has been joined)

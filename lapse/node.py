@@ -417,7 +417,7 @@ class Node:
     # -- statistics
 
     def counters(self) -> dict:
-        return {"protocol": self.protocol.counters(), "van": self.van.counters()}
+        return {"protocol": self.protocol.counters(), "van": {**self.van.counters(), "refused": self.cluster.refused}}
 
     def gather_stats(self, name: str) -> JobStats:
         everybody = self.cluster.compare(name, self.counters())

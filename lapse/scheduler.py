@@ -175,7 +175,8 @@ class Scheduler:
         except control.Malformed as error:
             if not self._coordinator.violation(peer, str(error), now):
                 self.strangers += 1
-                log.debug("dropped a stranger's frame: %s", error)
+                if self.strangers & (self.strangers - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+                    log.warning("dropped a frame from %s: %s (%d so far)", frames[-1].get("Peer-Address"), error, self.strangers)
             return
         if peer not in self._peers:
             self._drain_monitor()
@@ -202,6 +203,8 @@ class Scheduler:
                 connection = self._open.pop(value, None)
                 if connection is not None:
                     self._gone.append(connection)
+            elif event in sockets.UNFINISHED:
+                self._gate.refuse()
 
 
 class _Connection:

@@ -24,6 +24,8 @@ CONTROL_USER = b"node"
 DATA_DOMAIN = b"lapse-data"
 CONTROL_DOMAIN = b"lapse-control"
 
+# A handshake that ended before the Gate was asked: a scanner, a browser, a peer that left
+UNFINISHED = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 _HANDSHAKE_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 EVENTS = (zmq.EVENT_ACCEPTED | zmq.EVENT_CONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
           | zmq.EVENT_HANDSHAKE_SUCCEEDED | _HANDSHAKE_FAILED)
@@ -182,13 +184,16 @@ class Gate:
                 return
             user = self._user(request)
             if user is None:
-                self.refused += 1
-                if self.refused & (self.refused - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
-                    address = request[3].decode(errors="replace") if len(request) > 3 else "?"
-                    log.warning("refused a connection from %s: it does not belong to this job (%d so far)",
-                                address or "a local process", self.refused)
+                address = request[3].decode(errors="replace") if len(request) > 3 else "?"
+                self.refuse(f" from {address or 'a local process'}", "it does not belong to this job")
             status = (b"400", b"refused", b"") if user is None else (b"200", b"", user)
             self.sock.send_multipart([b"1.0", request[1] if len(request) > 1 else b"", *status, b""])
+
+    def refuse(self, whence: str = "", why: str = "it does not speak as this job's do") -> None:
+        """Count a connection that is none of this job's, and log the 1st, 2nd, 4th, 8th, ... of them."""
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:
+            log.warning("refused a connection%s: %s (%d so far)", whence, why, self.refused)
 
     def _user(self, request: list[bytes]) -> bytes | None:
         if len(request) < 6 or request[0] != b"1.0":

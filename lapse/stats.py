@@ -82,10 +82,11 @@ class NodeStats:
     received_messages: int      # also from this node itself
     received_bytes: int
     dropped: int                # frames of strangers
+    refused: int                # connections of strangers
 
     @classmethod
     def of(cls, protocol: dict, van: dict) -> NodeStats:
-        """From `Protocol.counters()` and `Van.counters()`."""
+        """From a node's counters: those of its `Protocol`, and those of its `Van` with the connections that were refused."""
         workers = tuple(WorkerStats.of(counters) for counters in protocol["workers"])
         every = sum(workers, WorkerStats.of(protocol["server"]))
         samples = {name: sum(worker[name] for worker in protocol["workers"]) for name in SAMPLING}

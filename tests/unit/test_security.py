@@ -205,7 +205,7 @@ def add(worker, attack):
     got = np.zeros((NUM_KEYS, LENGTH), np.float32)
     worker.pull(everything, got)
     link = node.cluster._link
-    return {"exact": bool((got == 3 * ROUNDS).all()), "before": before, "after": after, "tried": tried, "refused": link._gate.refused,
+    return {"exact": bool((got == 3 * ROUNDS).all()), "before": before, "after": after, "tried": tried, "refused": node.cluster.refused,
             "mode": node.cluster.config.mode, "environ": "".join(os.environ.values()), "secret": node.cluster.config.keys.secret,
             "cmdline": Path("/proc/self/cmdline").read_text(),
             "ways": {push.getsockopt(zmq.LAST_ENDPOINT).decode().partition(":")[0] for push in node.cluster.push}}
@@ -308,7 +308,8 @@ def test_a_stranger_cannot_send_one_message():
     for result in results:
         assert result["exact"]
         assert result["after"] == result["before"], "a stranger's message arrived"
-    assert [result["refused"] for result in results] == [0, 1, 1]      # the key that is nobody's; the others do not get that far
+    assert results[0]["refused"] == 0
+    assert all(result["refused"] >= len(fates) / 3 for result in results[1:])       # each attempt is counted, and much of the garbage
 
 
 def test_what_strangers_are_refused_is_what_members_are_granted():
