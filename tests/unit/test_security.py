@@ -204,7 +204,6 @@ def add(worker, attack):
     worker.barrier()
     got = np.zeros((NUM_KEYS, LENGTH), np.float32)
     worker.pull(everything, got)
-    link = node.cluster._link
     return {"exact": bool((got == 3 * ROUNDS).all()), "before": before, "after": after, "tried": tried, "refused": node.cluster.refused,
             "mode": node.cluster.config.mode, "environ": "".join(os.environ.values()), "secret": node.cluster.config.keys.secret,
             "cmdline": Path("/proc/self/cmdline").read_text(),
