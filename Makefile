@@ -4,7 +4,8 @@
 # PYTHON      the Python to use. Not given: that of the active virtual environment; else python3, if it has all that is needed; else
 #             a virtual environment of our own, build/venv.
 # LAPSE_BUILD release (default), debug, asan or tsan: see setup.py
-# ARGS        more arguments for pytest, e.g. make test ARGS="-k store -x"
+# ARGS        more arguments for pytest, e.g. make test ARGS="-k store -x"; ARGS="-k store --pdb" and -s run in one process
+# TEST_PROCESSES how many processes run tests at once (default: one more than there are cores, since tests wait a lot); 0: no others
 
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
@@ -42,19 +43,24 @@ apps: $(APPS:%=build/apps/%)       ## all applications; one of them: make apps/s
 
 tests: $(TESTS:%=build/tests/%)    ## all test programs; one of them: make tests/<name>, which writes build/tests/<name>
 
+# `auto` is what tests/conftest.py makes of it; with loadgroup, tests that share something big stay in one process.
+TEST_PROCESSES ?= auto
+PYTEST = "$(PYTHON)" -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+
 test: all kernels build/stamps/environment-dev   ## run the tests
-	"$(PYTHON)" -m pytest --ignore=tests/packaging $(ARGS)
+	$(PYTEST) --ignore=tests/packaging $(ARGS)
 
 packaging: all kernels build/stamps/environment-dev   ## run the tests of the sdist, the wheel, and of every command in the README
-	"$(PYTHON)" -m pytest tests/packaging $(ARGS)
+	$(PYTEST) tests/packaging $(ARGS)
 
 seed: build/stamps/environment-dev     ## run the commands of the README on a clean clone, and check what they print
 	@"$(PYTHON)" tools/seed.py $(ARGS)
 
-check: lint model                  ## all that a change must pass: lint, the model, build, tests, packaging, the seed
-	$(MAKE) test
-	$(MAKE) packaging
-	$(MAKE) seed
+# The stages of `make check`, in the order in which they begin, CHECKS_AT_ONCE at a time; the long ones come first.
+CHECKS = lint test seed packaging model
+CHECKS_AT_ONCE ?= 2
+check: all kernels build/stamps/environment-dev   ## all that a change must pass: lint, the model, build, tests, packaging, the seed
+	@"$(PYTHON)" tools/check.py --at-once $(CHECKS_AT_ONCE) $(CHECKS)
 
 SEEDS ?= 1-20000
 sim: build/stamps/lapse build/stamps/environment-dev   ## run schedules of the simulation, and print the record (SEEDS=1-1000000)

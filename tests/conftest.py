@@ -1,4 +1,5 @@
-"""What the tests of programs share."""
+"""What the tests of programs share, and how tests are spread over processes."""
+import os
 import signal
 
 import pytest
@@ -17,3 +18,11 @@ def jobs():
     processes, files = jobs.close()
     assert not processes, f"left behind: {processes}"
     assert not files, f"left behind: {files}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """`-n auto`: one process more than there are cores, since tests wait a lot. With -s there are no others, whose output would be lost."""
+    if config.option.capture == "no":
+        return 0
+    return int(os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or (os.cpu_count() or 1) + 1)

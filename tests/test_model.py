@@ -13,9 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not shutil.which("spin"), reason="spin is not installed")
 
 
-def check(model, *names):
-    return subprocess.run([sys.executable, ROOT / "verify/check.py", "--model", model, "--only", *names], capture_output=True,
-                          text=True, timeout=300, check=False)
+@pytest.fixture
+def check(tmp_path):
+    """check(model, name...) runs the runner, in a folder of its own."""
+    def run(model, *names):
+        return subprocess.run([sys.executable, ROOT / "verify/check.py", "--build", tmp_path / "build", "--model", model, "--only", *names],
+                              capture_output=True, text=True, timeout=300, check=False)
+    return run
 
 
 @pytest.fixture
@@ -29,23 +33,23 @@ def changed(tmp_path):
     return write
 
 
-def test_the_model_as_it_is():
+def test_the_model_as_it_is(check):
     done = check(ROOT / "verify/lapse.pml", "synchronous", "noting a next owner forgets the queue")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 configurations without an error, 1 bugs caught" in done.stdout
 
 
-def test_a_bug_that_is_not_caught(changed):
+def test_a_bug_that_is_not_caught(check, changed):
     done = check(changed(r"\bB_DROP_QUEUE\b", "B_NOTHING"), "noting a next owner forgets the queue")
     assert done.returncode == 1 and "NOT CAUGHT" in done.stdout and "B_DROP_QUEUE: not caught" in done.stderr, done.stdout
 
 
-def test_checks_that_are_not_there(changed):
+def test_checks_that_are_not_there(check, changed):
     done = check(changed(r"assert\(\(condition\) \|\| name\)", "skip"), "channels change the order")
     assert done.returncode == 1 and "NOT CAUGHT" in done.stdout, done.stdout
 
 
-def test_a_configuration_with_an_error(changed):
+def test_a_configuration_with_an_error(check, changed):
     done = check(changed(r"#ifdef B_DROP_QUEUE", "#ifndef B_DROP_QUEUE"), "three workers")
     assert done.returncode == 1 and "all_finished" in done.stderr and "spin -t" in done.stderr, done.stdout + done.stderr
 
@@ -61,6 +65,6 @@ def test_a_search_that_does_not_end(words):
     assert not runner.read(f"{words}\n{found if words else ''}", 1.0, ROOT).finished
 
 
-def test_a_model_that_is_wrong(changed):
+def test_a_model_that_is_wrong(check, changed):
     done = check(changed("proctype worker", "prictype worker"), "synchronous")
     assert done.returncode == 2 and "spin, synchronous" in done.stderr

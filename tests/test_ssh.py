@@ -32,7 +32,8 @@ RUN = [sys.executable, "-m", "lapse", "run"]
 TOOLS = {"sshd": SSHD, **{name: shutil.which(name) for name in ("ssh", "ssh-keygen")}}
 MISSING = [name for name, path in TOOLS.items() if path is None]
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian: openssh-server, openssh-client)")
+pytestmark = [pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian: openssh-server, openssh-client)"),
+              pytest.mark.xdist_group("ssh")]       # one process has sshd's folder
 
 
 @pytest.fixture(scope="module")

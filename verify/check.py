@@ -95,9 +95,9 @@ def run(command, folder, timeout=600):
                           timeout=timeout, check=False)
 
 
-def search(model, name, macros, bits):
+def search(build, model, name, macros, bits):
     """Generate, compile and run the verifier of one configuration. bits: bitstate hashing in 2^bits bits, 0: exact."""
-    folder = BUILD / re.sub(r"\W+", "-", name)
+    folder = build / re.sub(r"\W+", "-", name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = [f"-D{word}" for word in macros.split()]
@@ -128,19 +128,19 @@ def read(text, seconds, folder):
     return Outcome(int(float(stored[1])) if stored else 0, caught, bool(stored and errors and not incomplete), seconds, folder)
 
 
-def search_all(model, chosen, jobs, bits):
+def search_all(build, model, chosen, jobs, bits):
     """(name, macros, outcome) one after the other, as the table has them."""
     with ThreadPoolExecutor(jobs) as pool:
-        started = [(name, macros, pool.submit(search, model, name, macros, bits)) for name, macros in chosen.items()]
+        started = [(name, macros, pool.submit(search, build, model, name, macros, bits)) for name, macros in chosen.items()]
         for name, macros, task in started:
             yield name, macros, task.result()
 
 
-def check_configurations(model, chosen, jobs, bits):
+def check_configurations(build, model, chosen, jobs, bits):
     """Print the table; the sentences about what is wrong."""
     wrong = []
     print(f"{'configuration':42}{'macros':40}{'states':>12}{'errors':>8}{'seconds':>9}")
-    for name, macros, found in search_all(model, chosen, jobs, bits):
+    for name, macros, found in search_all(build, model, chosen, jobs, bits):
         print(f"{name:42}{macros:40}{found.states:12,}{1 if found.caught else 0:8}{found.seconds:9.1f}", flush=True)
         if found.caught:
             wrong.append(f"{name}: {found.caught}; the way there: cd {found.folder} && spin -t -p "
@@ -150,10 +150,10 @@ def check_configurations(model, chosen, jobs, bits):
     return wrong
 
 
-def check_bugs(model, chosen, jobs):
+def check_bugs(build, model, chosen, jobs):
     wrong = []
     print(f"\n{'bug':56}{'macro':18}{'caught by':16}{'states':>10}{'seconds':>9}")
-    for name, macros, found in search_all(model, chosen, jobs, 0):
+    for name, macros, found in search_all(build, model, chosen, jobs, 0):
         switch = macros.split()[0]
         caught = found.caught not in ("", "room")           # (a channel that is too short for the model is no merit of it)
         print(f"{name:56}{switch:18}{found.caught if caught else 'NOT CAUGHT':16}{found.states:10,}{found.seconds:9.1f}", flush=True)
@@ -168,6 +168,7 @@ def main(argv=None):
     parser.add_argument("--bits", type=int, default=0, metavar="N", help="bitstate hashing in 2^N bits; 0: exact (default)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these configurations and bugs")
     parser.add_argument("--model", type=Path, default=ROOT / "verify/lapse.pml", metavar="FILE", help="another model")
+    parser.add_argument("--build", type=Path, default=BUILD, metavar="FOLDER", help="where the verifiers are made (default: build/model)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="searches at once")
     args = parser.parse_args(argv)
     configurations, bugs = (FULL if args.full else CONFIGURATIONS), BUGS
@@ -180,10 +181,10 @@ def main(argv=None):
         if not shutil.which(tool):
             print(f"make model: {tool} is not installed (on Debian: apt-get install {tool})", file=sys.stderr)
             return 2
-    jobs = 1 if args.full else max(1, args.jobs)
+    build, model, jobs = args.build.resolve(), args.model.resolve(), 1 if args.full else max(1, args.jobs)
     try:
-        wrong = check_configurations(args.model.resolve(), configurations, jobs, args.bits) if configurations else []
-        wrong += check_bugs(args.model.resolve(), bugs, max(1, args.jobs)) if bugs else []
+        wrong = check_configurations(build, model, configurations, jobs, args.bits) if configurations else []
+        wrong += check_bugs(build, model, bugs, max(1, args.jobs)) if bugs else []
     except ToolError as error:
         print(f"make model: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 USER = Path(__file__).with_name("user")
 
+pytestmark = pytest.mark.xdist_group("install")
+
 
 def run(*command, cwd, **environment):
     """Run a command in a clean environment; return what it printed."""
@@ -41,7 +43,8 @@ def sources(*suffixes, folder="lapse"):
 def sdist(tmp_path_factory):
     """The unpacked sdist of a copy of this tree."""
     folder = tmp_path_factory.mktemp("sdist")
-    shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns("build", ".git", "*.so", "*.egg-info", "__pycache__", ".*_cache"))
+    made = shutil.ignore_patterns("build", ".git", "*.so", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, folder / "tree", ignore=made)
     run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, folder / "tree", cwd=folder)
     archive, = folder.glob("lapse-*.tar.gz")
     with tarfile.open(archive) as tar:
