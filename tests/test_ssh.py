@@ -32,8 +32,7 @@ RUN = [sys.executable, "-m", "lapse", "run"]
 TOOLS = {"sshd": SSHD, **{name: shutil.which(name) for name in ("ssh", "ssh-keygen")}}
 MISSING = [name for name, path in TOOLS.items() if path is None]
 
-pytestmark = [pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian: openssh-server, openssh-client)"),
-              pytest.mark.xdist_group("ssh")]       # one process has sshd's folder
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (Debian: openssh-server, openssh-client)")
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +41,9 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssh")
     for name in ("id", "stranger", "host1", "host2", "host3", "other"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True, timeout=PATIENCE)
-    privileges = Path("/run/sshd")
-    made = os.getuid() == 0 and not privileges.exists()
-    if made:
-        privileges.mkdir(mode=0o755)
-    yield folder
-    if made:
-        privileges.rmdir()
+    if os.getuid() == 0:        # sshd's service makes it, too; it stays, since other processes may be testing now
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    return folder
 
 
 class Sshd:
