@@ -33,7 +33,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak demo docs model bench lint asan tsan dev wheel wheels clean help FORCE
+.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -71,6 +71,9 @@ sim-faults: build/stamps/lapse build/stamps/environment-dev   ## put each fault 
 
 soak: tests kernels                ## check the histories of real clusters for half an hour, and print the record (ARGS="--pulls 100000000")
 	@"$(PYTHON)" tests/soak.py $(ARGS)
+
+mutants: build/stamps/lapse build/stamps/environment-dev   ## change the protocol in one place at a time, and see what notices (ARGS="--every 40")
+	@"$(PYTHON)" tools/mutants $(ARGS)
 
 demo:                              ## fetch MovieLens 100K, factorize it on 2 local nodes, draw the course (build/demo/demo.png)
 	@echo "demo: building what is not built yet (about a minute on a fresh machine)" >&2

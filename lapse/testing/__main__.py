@@ -47,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ops", type=natural, default=12, help="operations per worker (default: %(default)s)")
     p.add_argument("--caches", type=switch, metavar="on|off", help="location caches")
     p.add_argument("--shared-memory", type=switch, metavar="on|off", help="workers reach local keys directly")
-    p.add_argument("--lengths", choices=LENGTHS, help="of the values")
+    p.add_argument("--lengths", choices=(*LENGTHS, "large"), help="of the values; large: two fill a message")
+    p.add_argument("--positions", type=natural, default=6, help="keys of one call, at most (default: %(default)s)")
     p.add_argument("--sampling", choices=SAMPLING, help="the scheme that draws the keys of half of the pulls")
     p.add_argument("--fault", action="append", choices=FAULTS, default=[], help="a bug that the tests are to find; repeatable")
     p.add_argument("--actors", choices=KINDS, help="what runs nodes and workers: threads do the same, slowly, and without greenlet")
@@ -98,7 +99,7 @@ def main(argv=None) -> int:
         return faults_table(argv[1:])
     if args.seeds is not None:
         args.seed, args.schedules = args.seeds[0], len(args.seeds)
-    fixed = {"registers": args.registers, "ops": args.ops, "faults": fault_bits(args.fault), "actors": args.actors}
+    fixed = {"registers": args.registers, "ops": args.ops, "positions": args.positions, "faults": fault_bits(args.fault), "actors": args.actors}
     settings = [{**chosen, **fixed} for chosen in campaign.configurations(
         nodes=one(args.nodes), workers=one(args.workers), modes=one(args.mode), caches=one(args.caches),
         shared_memory=one(args.shared_memory), lengths=one(args.lengths), sampling=one(args.sampling), keys=one(args.keys))]

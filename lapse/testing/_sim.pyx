@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from lapse._directory cimport directory_epoch, home_of, owner_of
-from lapse._operations cimport op_finished, worker_t
+from lapse._operations cimport ensure_room, op_finished, worker_t
 from lapse._protocol cimport (FAULT_CACHE_FORWARD, FAULT_DROP_QUEUE, FAULT_EARLY_ROW, FAULT_LATE_DIRECTORY, FAULT_LOST_UPDATE,
                               FAULT_NO_CACHE_RULE, FAULT_NO_COPY, FAULT_NO_NEXT, FAULT_NO_QUEUE, FAULT_OLD_EPOCH, FAULT_OVERWRITE_NEXT,
                               FAULT_QUEUE_LOST, FAULT_REVERSE_QUEUE, FAULT_SPLIT_ROUTE, FAULT_STALE_HOME, FINE, FINE_STEPS, Protocol)
@@ -44,6 +44,7 @@ cdef class Schedule:
         int ops
         int keys                # num_keys - registers
         int components          # nodes * workers
+        int positions           # of a call, at most
         int waits               # percent of the operations that are waited for at once
         int localizes           # percent of the operations that are localizes
         int drains              # percent of the operations after which a worker waits for all it has begun
@@ -87,7 +88,8 @@ cdef class Schedule:
     # --- setting up ---------------------------------------------------------------------------------------------------------
 
     def __init__(self, uint64_t seed, *, int nodes, int workers, int keys, int registers, int ops, int waits, bint caches,
-                 bint shared_memory, bint mixed_lengths, int faults, int network, int64_t max_steps, sampling="none", actors=None):
+                 bint shared_memory, bint mixed_lengths, int faults, int network, int64_t max_steps, sampling="none", actors=None,
+                 int positions=6, int extra=0):
         cdef world_t* s = &self.world
         cdef int a, k
         self.actor_kind = actors
@@ -103,6 +105,7 @@ cdef class Schedule:
         self.keys = keys
         self.ops = ops
         self.waits = waits
+        self.positions = positions
         self.shared_memory = shared_memory
         self.components = nodes * workers
         self.localizes = 10 + below(&s.rng, 40)
@@ -113,14 +116,14 @@ cdef class Schedule:
                 k = (k + 1) % s.num_keys
             self.is_register[k] = True
         for k in range(s.num_keys):
-            self.lengths[k] = self.components + 1 + (k % 3 if mixed_lengths else 0)
+            self.lengths[k] = self.components + 1 + extra + (k % 3 if mixed_lengths else 0)
         self.draw_weights()
         self.calls = <call_t*>calloc(self.components * ops, sizeof(call_t))
         if self.calls == NULL:
             raise MemoryError()
         self.build_nodes(caches, mixed_lengths, faults)
         self.samplers = None if sampling == "none" else self.build_samplers(sampling, seed)
-        k = self.components * ops * MAX_POSITIONS
+        k = self.components * ops * positions
         self.reads = np.empty((k, 5), np.int64)
         self.seen = np.empty((k, self.components), np.int64)
         self.writes = np.empty((k, 5), np.int64)
@@ -150,7 +153,7 @@ cdef class Schedule:
         cdef int i, j
         cdef int fine = FINE_STEPS if below(&s.rng, 2) else 0
         cdef int credit = 2 << below(&s.rng, 4)     # few: places in the ring of operations are used again
-        visible = stored = self.components + 1
+        visible = stored = self.lengths[0]
         if mixed_lengths:
             visible = np.array([self.lengths[i] for i in range(s.num_keys)], np.uint32)
             stored = visible + np.arange(s.num_keys, dtype=np.uint32) % 2
@@ -320,7 +323,8 @@ cdef class Schedule:
         if c.kind == OP_PUSH and s.num_keys > self.keys and below(rng, s.num_keys) >= self.keys:
             c.kind = OP_SET
         i = below(rng, 8)
-        c.n = 1 if i < 4 else 2 if i < 6 else 2 + below(rng, MAX_POSITIONS - 1)
+        c.n = 1 if i < 4 else 2 if i < 6 else 2 + below(rng, max(self.positions - 1, 1))
+        c.n = min(c.n, self.positions)
         c.order = order
         if self.samplers is not None and below(rng, 2) and self.sample(a - s.nodes, c):
             return 0
@@ -392,13 +396,15 @@ cdef class Schedule:
         if s.aborted:
             return 0
         self.fill(a, c)
+        if ensure_room(w, c.n) != 0:
+            raise MemoryError()
         self.operations += 1
         c.begin = s.steps
         c.open = True
         c.ts = DONE
         note_call(s, BEGINS, c)
         self.note_writes(a, c)
-        m = self.do_local(a, w, c, w.misses)        # (room for 64 positions from the start)
+        m = self.do_local(a, w, c, w.misses)
         if m > 0 and w.next_ts > w.mask:
             self.sleep(a, w, w.next_ts - w.mask - 1)        # credit: the place in the ring must be free
         if m > 0 and not s.aborted:
@@ -592,10 +598,12 @@ cdef class Schedule:
     cdef int audit_value(self, Key key, Rank holder) except -1:
         """The final value is the sum of all pushes; a register's counts as read by a worker that came after everybody."""
         cdef world_t* s = &self.world
-        cdef int64_t value[MAX_ACTORS + 4]
+        cdef int64_t* value = <int64_t*>malloc(self.lengths[key] * sizeof(int64_t))
         cdef uint32_t miss = 0
         cdef call_t last
         cdef int j
+        if value == NULL:
+            raise MemoryError()
         if pull_rows(s.stores[holder], &key, 1, value, &miss) != 0 or not self.is_whole(key, value):
             fail(s, PLACED, key, -1, holder)
         elif self.is_register[key]:
@@ -607,6 +615,7 @@ cdef class Schedule:
             for j in range(self.components):
                 if value[j] != self.issued[key][j]:
                     fail(s, SUM, key, self.issued[key][j], value[j])
+        free(value)
         return 0
 
     # --- what the Python side reads ------------------------------------------------------------------------------------------

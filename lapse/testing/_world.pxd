@@ -10,7 +10,7 @@ cdef enum:
     MAX_SIM_NODES = 8
     MAX_CHANNELS = 64           # MAX_SIM_NODES squared
     MAX_KEYS = 64
-    MAX_POSITIONS = 6           # of one call
+    MAX_POSITIONS = 80          # of one call
     SHOWN = 4                   # keys of an event
     JOB = 0x5eed
     MAIN = -1                   # the greenlet that runs the schedule

@@ -1,6 +1,8 @@
 """Many schedules: configurations in turn, seeds counted up, more than one process if wanted."""
 from __future__ import annotations
 
+import ctypes
+import gc
 import itertools
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +12,20 @@ from typing import NamedTuple
 from lapse.testing.simulation import LENGTHS, MODES, SAMPLING, Simulation, Violation
 
 SLICE = 500         # schedules between two reports of progress
+
+
+# What the configurations do not have: many keys, many of them in a call, and values so large that two fill a message.
+WIDE = [
+    {"nodes": 3, "workers": 2, "keys": 60, "registers": 4, "ops": 14, "mode": "async", "lengths": "mixed", "positions": 80, "caches": True},
+    {"nodes": 2, "workers": 3, "keys": 12, "registers": 4, "ops": 20, "mode": "mixed", "positions": 20, "caches": True},
+    {"nodes": 4, "workers": 1, "keys": 60, "ops": 14, "mode": "async", "positions": 80},
+    {"nodes": 3, "workers": 2, "keys": 10, "ops": 20, "mode": "async", "positions": 20, "shared_memory": False},
+]
+LARGE = [
+    {"nodes": 3, "workers": 1, "keys": 6, "registers": 2, "ops": 6, "mode": "async", "lengths": "large"},
+    {"nodes": 2, "workers": 2, "keys": 6, "ops": 6, "mode": "async", "lengths": "large", "caches": True},
+    {"nodes": 3, "workers": 1, "keys": 6, "ops": 6, "mode": "mixed", "lengths": "large", "shared_memory": False},
+]
 
 
 class Tally(NamedTuple):
@@ -46,6 +62,13 @@ def setting_of(seed: int, settings: list[dict]) -> dict:
     return settings[seed * 7919 % len(settings)]        # (a prime, so that all of them come up)
 
 
+def varied(seed: int, settings: list[dict]) -> dict:
+    """The same, but every fifth seed is of the wide ones, and every hundredth of the large ones, which take long."""
+    if seed % 100 == 0:
+        return LARGE[seed // 100 % len(LARGE)]
+    return WIDE[seed // 5 % len(WIDE)] if seed % 5 == 0 else setting_of(seed, settings)
+
+
 def faulty(fault: str, schedules: int, settings: list[dict]) -> tuple[int, Violation] | None:
     """The first of the seeds 1, 2, ... that finds the fault, and what it found; None if `schedules` of them do not."""
     for seed in range(1, schedules + 1):
@@ -56,9 +79,30 @@ def faulty(fault: str, schedules: int, settings: list[dict]) -> tuple[int, Viola
     return None
 
 
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+                                                     "fordblks", "keepcost")]
+
+
+def leaked(seed: int, settings: dict, runs: int = 5) -> int:
+    """Bytes that each run of this schedule leaves behind; 0 where the C library does not tell (it has to be glibc)."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _Mallinfo
+    used = []
+    for _ in range(runs + 2):           # the first two runs may fill caches
+        Simulation(seed, **settings).run()
+        gc.collect()
+        info = libc.mallinfo2()
+        used.append(info.uordblks + info.hblkhd)
+    least = min(b - a for a, b in zip(used[1:], used[2:]))
+    return least if least >= 48 else 0          # (less than the smallest thing that the core allocates is noise of Python's)
+
+
 def smaller(settings: dict) -> Iterator[dict]:
     """Settings that have less of one thing, the largest steps first."""
-    least = {"nodes": 2, "workers": 1, "keys": 1, "registers": 0, "ops": 1}
+    least = {"nodes": 2, "workers": 1, "keys": 1, "registers": 0, "ops": 1, "positions": 1}
     for name, low in least.items():
         for value in sorted({low, (low + settings[name]) // 2, settings[name] - 1}):
             if low <= value < settings[name]:

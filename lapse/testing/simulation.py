@@ -11,7 +11,8 @@ from lapse.testing.actors import actors_of
 from lapse.testing.history import History, check, check_registers
 
 MODES = {"sync": 100, "mixed": 50, "async": 0}      # percent of the operations that a worker waits for at once
-LENGTHS = ("uniform", "mixed")
+LENGTHS = ("uniform", "mixed")                      # and "large": mixed, two values fill a frame
+LARGE = 700_000                                     # numbers
 SAMPLING = ("none", "naive", "preloc", "local")
 NETWORK = 1 << 16                                   # fault bits from here on are the network's, those below the protocol's
 
@@ -77,7 +78,7 @@ class Simulation:
     Each worker does `ops` operations (pull, push, set, localize, of one or several keys, with duplicates) on `keys` keys that are added to
     and `registers` keys that are set. mode: "sync" waits for every operation, "async" for few before the end, "mixed" for half of them.
     sampling: the scheme that draws the keys of half of the pulls, or "none". caches: location caches. shared_memory: workers reach local
-    keys directly. lengths: "uniform", or "mixed" where they differ.
+    keys directly. lengths: "uniform"; "mixed" where they differ; "large" where two values fill a message. positions: keys of a call, at most.
     faults: names out of FAULTS (or their bits), for the tests that show that the tests find them. actors: "greenlets", or "threads" that
     do the same slowly; by default greenlets, but for sanitizers' builds.
 
@@ -86,7 +87,7 @@ class Simulation:
 
     def __init__(self, seed: int, nodes: int = 3, workers: int = 2, keys: int = 3, ops: int = 12, mode: str = "mixed", *,
                  caches: bool = False, shared_memory: bool = True, faults: int | str | Iterable[str] = 0, registers: int = 1,
-                 lengths: str = "uniform", sampling: str = "none", max_turns: int = 200_000, actors: str | None = None):
+                 lengths: str = "uniform", sampling: str = "none", positions: int = 6, max_turns: int = 200_000, actors: str | None = None):
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed {seed}: must be in [0, 2**64)")
         if not 1 <= nodes <= 8 or workers < 1 or nodes * (workers + 1) > 64:
@@ -95,13 +96,15 @@ class Simulation:
             raise ValueError(f"{keys} keys and {registers} registers: at least one key, at most 64 in all")
         if not 0 <= ops <= 1 << 20:
             raise ValueError(f"ops {ops}: must be in [0, 2**20]")
-        for name, value, known in (("mode", mode, tuple(MODES)), ("lengths", lengths, LENGTHS),
+        if not 1 <= positions <= 80:
+            raise ValueError(f"positions {positions}: must be in [1, 80]")
+        for name, value, known in (("mode", mode, tuple(MODES)), ("lengths", lengths, (*LENGTHS, "large")),
                                    ("sampling", sampling, SAMPLING)):
             if value not in known:
                 raise ValueError(f"{name} {value!r}: expected one of {', '.join(known)}")
         self.settings = {"nodes": nodes, "workers": workers, "keys": keys, "ops": ops, "mode": mode, "caches": caches,
                          "shared_memory": shared_memory, "faults": fault_bits(faults), "registers": registers, "lengths": lengths,
-                         "sampling": sampling}
+                         "sampling": sampling, "positions": positions}
         self.seed, self.max_turns, self.actors = seed, max_turns, actors
         actors_of(actors)               # are there any of that kind?
 
@@ -111,9 +114,10 @@ class Simulation:
         schedule = Schedule(self.seed, nodes=settings["nodes"], workers=settings["workers"], keys=settings["keys"],
                             registers=settings["registers"], ops=settings["ops"], waits=MODES[settings["mode"]],
                             caches=settings["caches"], shared_memory=settings["shared_memory"],
-                            mixed_lengths=settings["lengths"] == "mixed", faults=settings["faults"] % NETWORK,
+                            mixed_lengths=settings["lengths"] != "uniform", faults=settings["faults"] % NETWORK,
                             network=settings["faults"] // NETWORK * NETWORK, max_steps=self.max_turns,
-                            sampling=settings["sampling"], actors=self.actors)
+                            sampling=settings["sampling"], actors=self.actors, positions=settings["positions"],
+                            extra=LARGE if settings["lengths"] == "large" else 0)
         if schedule.run():
             problem, key = self._describe(schedule)
             raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command(), settings)
