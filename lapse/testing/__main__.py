@@ -99,7 +99,8 @@ def main(argv=None) -> int:
         return faults_table(argv[1:])
     if args.seeds is not None:
         args.seed, args.schedules = args.seeds[0], len(args.seeds)
-    fixed = {"registers": args.registers, "ops": args.ops, "positions": args.positions, "faults": fault_bits(args.fault), "actors": args.actors}
+    fixed = {"registers": args.registers, "ops": args.ops, "positions": args.positions, "faults": fault_bits(args.fault),
+             "actors": args.actors}
     settings = [{**chosen, **fixed} for chosen in campaign.configurations(
         nodes=one(args.nodes), workers=one(args.workers), modes=one(args.mode), caches=one(args.caches),
         shared_memory=one(args.shared_memory), lengths=one(args.lengths), sampling=one(args.sampling), keys=one(args.keys))]

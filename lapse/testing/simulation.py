@@ -78,7 +78,8 @@ class Simulation:
     Each worker does `ops` operations (pull, push, set, localize, of one or several keys, with duplicates) on `keys` keys that are added to
     and `registers` keys that are set. mode: "sync" waits for every operation, "async" for few before the end, "mixed" for half of them.
     sampling: the scheme that draws the keys of half of the pulls, or "none". caches: location caches. shared_memory: workers reach local
-    keys directly. lengths: "uniform"; "mixed" where they differ; "large" where two values fill a message. positions: keys of a call, at most.
+    keys directly. lengths: "uniform"; "mixed" where they differ; "large" where two values fill a message. positions: at most so many keys
+    in a call.
     faults: names out of FAULTS (or their bits), for the tests that show that the tests find them. actors: "greenlets", or "threads" that
     do the same slowly; by default greenlets, but for sanitizers' builds.
 
