@@ -2,7 +2,7 @@
 
 Design: the common case, an exact ndarray that is as it should be, is one type comparison, one flag test and one number-type
 test (a few nanoseconds). An exact torch.Tensor that is as it should be is looked at through DLPack's C functions, which its class
-hands out. Everything else goes through `as_array`. Nothing here imports torch: where no tensor exists, nobody has. Every check comes
+hands out. Everything else goes through `checked`. Nothing here imports torch: where no tensor exists, nobody has. Every check comes
 before any effect. Runs with the GIL; no state but what the first tensor taught about torch.
 """
 import sys
@@ -83,7 +83,7 @@ cdef object key_view(object keys, bint written, view_t* view):
         return keys
     elif not written and isinstance(keys, (list, tuple, range)):
         keys = keys_of_numbers(keys)
-    a = checked("keys", as_array("keys", keys), cnp.NPY_INT64, written)
+    a = checked("keys", keys, cnp.NPY_INT64, written)
     if cnp.PyArray_NDIM(a) != 1:
         raise ValueError(f"keys must have one dimension, not {cnp.PyArray_NDIM(a)}")
     look_at(a, view)
@@ -102,7 +102,7 @@ cdef object value_view(object vals, int typenum, bint written, view_t* view):
         return vals
     elif not written and isinstance(vals, (list, tuple)):
         vals = values_of_numbers(vals, typenum)
-    a = checked("vals", as_array("vals", vals), typenum, written)
+    a = checked("vals", vals, typenum, written)
     if not 1 <= cnp.PyArray_NDIM(a) <= 2:
         raise ValueError(f"vals must have one dimension, or two (keys x values per key), not {cnp.PyArray_NDIM(a)}")
     look_at(a, view)
@@ -136,7 +136,7 @@ cdef void look_at(cnp.ndarray a, view_t* view) noexcept:
 
 
 cdef bint look_at_tensor(object x, int typenum, view_t* view) except -1:
-    """Look at a torch tensor that is exactly as it should be; False for whatever else, as_array says what is wrong with it."""
+    """Look at a torch tensor that is exactly as it should be; False for whatever else, `checked` says what is wrong with it."""
     cdef DLTensor t
     cdef int64_t size = 1
     cdef int i
@@ -186,13 +186,19 @@ cdef int meet_torch(object torch) except -1:
     return 0
 
 
-cdef checked(str name, cnp.ndarray a, int typenum, bint written):
-    """The one place that says what is wrong with an array."""
+cdef checked(str name, object x, int typenum, bint written):
+    """The memory of x, as an ndarray. The one place that says what is wrong with it, and what to do."""
     cdef cnp.dtype wanted = cnp.PyArray_DescrFromType(typenum)
+    cdef bint tensor = not isinstance(x, np.ndarray)
+    cdef cnp.ndarray a = array_of_tensor(name, x, wanted, written) if tensor else x
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: masks are not kept")
     if not cnp.PyArray_EquivTypes(a.descr, wanted):
-        raise TypeError(f"{name} must be of dtype {wanted}, not {a.descr}")
+        raise TypeError(wrong_dtype(name, wanted, a.descr, f"array.astype(numpy.{wanted})", written))
     if not cnp.PyArray_IS_C_CONTIGUOUS(a):
-        raise ValueError(f"{name} must be C-contiguous (an array of shape {np.shape(a)} with strides {(<object>a).strides} is not)")
+        raise ValueError(f"{name} must be C-contiguous ({'a tensor' if tensor else 'an array'} of shape {np.shape(a)} with strides "
+                         f"{(<object>a).strides} is not)"
+                         + way_out(name, "a contiguous one", "tensor.contiguous()" if tensor else "numpy.ascontiguousarray(array)", written))
     if not cnp.PyArray_ISALIGNED(a):
         raise ValueError(f"{name} must be aligned in memory")
     if written and not cnp.PyArray_ISWRITEABLE(a):
@@ -200,31 +206,35 @@ cdef checked(str name, cnp.ndarray a, int typenum, bint written):
     return a
 
 
-cdef as_array(str name, object x):
-    """The ndarray x, or the memory of the torch CPU tensor x."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array: masks are not kept")
-    if isinstance(x, np.ndarray):
-        return x
+cdef str wrong_dtype(str name, object wanted, object dtype, str copy, bint written):
+    return f"{name} must be of dtype {wanted}, not {dtype}" + way_out(name, "one of that dtype", copy, written)
+
+
+cdef str way_out(str name, str proper, str copy, bint written):
+    """What to do instead. Not a copy where the call writes: what is written there would be lost."""
+    return f": {'draw' if name == 'keys' else 'pull'} into {proper}, and copy from there" if written else f": use {copy}"
+
+
+cdef array_of_tensor(str name, object x, object wanted, bint written):
+    """The memory of a torch CPU tensor, as an ndarray."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, getattr(torch, "Tensor", ())):
-        meet_torch(torch)
-        return array_of_tensor(torch, name, x)
-    raise TypeError(f"{name} must be a NumPy array or a torch CPU tensor, not {type(x).__name__}")
-
-
-cdef array_of_tensor(object torch, str name, object x):
+    if torch is None or not isinstance(x, getattr(torch, "Tensor", ())):
+        raise TypeError(f"{name} must be a NumPy array or a torch CPU tensor, not {type(x).__name__}")
+    meet_torch(torch)
     if x.device.type != "cpu":
-        raise TypeError(f"{name} must be in main memory, but this tensor is on device {x.device}: use tensor.cpu()")
+        raise TypeError(f"{name} must be in main memory, but this tensor is on device {x.device}"
+                        + way_out(name, "one in main memory", "tensor.cpu()", written))
     if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, not one of layout {x.layout}: use tensor.to_dense(), or, of a sparse gradient, "
-                        "the indices and values of tensor.coalesce()")
+        copies = "tensor.to_dense(), or, of a sparse gradient, the indices and values of tensor.coalesce()"
+        raise TypeError(f"{name} must be a dense tensor, not one of layout {x.layout}" + way_out(name, "a dense one", copies, written))
     if x.requires_grad:
         raise TypeError(f"{name} is a tensor that requires grad, and autograd does not see what happens here: use tensor.detach(), "
                         "which shares its memory")
+    if x.dtype != getattr(torch, str(wanted)):
+        raise TypeError(wrong_dtype(name, wanted, str(x.dtype).removeprefix("torch."), f"tensor.to(torch.{wanted})", written))
     try:
         a = x.numpy()
-    except (RuntimeError, TypeError) as error:      # bfloat16, lazily conjugated or negated, ...
+    except (RuntimeError, TypeError) as error:      # lazily negated, a subclass that has no numpy(), ...
         raise TypeError(f"{name} is a tensor of {x.dtype} without memory that NumPy can share: {error}") from None
     if a.flags.c_contiguous and a.size and not has_memory(x):
         raise TypeError(f"{name} is a tensor without memory: its storage has been freed or is too small, or it is a tracer's")

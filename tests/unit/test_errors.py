@@ -1,5 +1,6 @@
 """Every row of the error table, and the defects of the former bindings; on NumPy arrays and on torch tensors."""
 import gc
+import re
 import sys
 import threading
 import weakref
@@ -257,12 +258,29 @@ def test_tensor_on_another_device(kv, call):
             CALLS[call](kv, torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(4))
 
 
+@pytest.mark.parametrize(("spoil", "instead"), [
+    (lambda x: x.to("meta"), ("tensor.cpu()", "one in main memory")),
+    (lambda x: x.double(), ("tensor.to(torch.float32)", "one of that dtype")),
+    (lambda x: x.numpy().astype("f8"), ("array.astype(numpy.float32)", "one of that dtype")),
+    (lambda x: x.repeat(2)[::2], ("tensor.contiguous()", "a contiguous one")),
+    (lambda x: x.numpy().repeat(2)[::2], ("numpy.ascontiguousarray(array)", "a contiguous one")),
+    (lambda x: x.to_sparse(), ("tensor.to_dense()", "a dense one")),
+])
+def test_refused_with_the_way_to_do_it(kv, spoil, instead):
+    """The advice is right: what is read may be a copy, but what is pulled into a copy would be lost."""
+    torch = pytest.importorskip("torch")
+    with pytest.raises((TypeError, ValueError), match=": use " + re.escape(instead[0])):
+        kv.push([3], spoil(torch.zeros(4)))
+    with pytest.raises((TypeError, ValueError), match=f": pull into {instead[1]}, and copy from there$"):
+        kv.pull([3], spoil(torch.zeros(4)))
+
+
 @calls
 def test_tensors_without_plain_memory(kv, call):
     torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="vals must be a dense tensor"):
         CALLS[call](kv, [3], torch.zeros(4).to_sparse())
-    with pytest.raises(TypeError, match=r"vals is a tensor of torch\.bfloat16"):
+    with pytest.raises(TypeError, match="vals must be of dtype float32, not bfloat16"):
         CALLS[call](kv, [3], torch.zeros(4, dtype=torch.bfloat16))
     with pytest.raises(TypeError, match=r"vals .*neg"):
         CALLS[call](kv, [3], torch.zeros(2, 2, dtype=torch.complex64).conj().imag)
