@@ -33,7 +33,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
+.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak fuzz fuzz-quick demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -57,7 +57,7 @@ seed: build/stamps/environment-dev     ## run the commands of the README on a cl
 	@"$(PYTHON)" tools/seed.py $(ARGS)
 
 # The stages of `make check`, in the order in which they begin, CHECKS_AT_ONCE at a time; the long ones come first.
-CHECKS = lint test seed packaging model
+CHECKS = lint test seed packaging model fuzz-quick
 CHECKS_AT_ONCE ?= 2
 check: all kernels build/stamps/environment-dev   ## all that a change must pass: lint, the model, build, tests, packaging, the seed
 	@"$(PYTHON)" tools/check.py --at-once $(CHECKS_AT_ONCE) $(CHECKS)
@@ -74,6 +74,14 @@ soak: tests kernels                ## check the histories of real clusters for h
 
 mutants: build/stamps/lapse build/stamps/environment-dev   ## change the protocol in one place at a time, and see what notices (ARGS="--every 40")
 	@"$(PYTHON)" tools/mutants $(ARGS)
+
+EXECUTIONS ?= 10000000
+SEED ?= 1
+fuzz: kernels build/stamps/environment-dev     ## fuzz what a node does with frames, with clang (EXECUTIONS=10000000 SEED=1)
+	@"$(PYTHON)" tools/fuzz.py --executions $(EXECUTIONS) --seed $(SEED) $(ARGS)
+
+fuzz-quick: kernels build/stamps/environment-dev       # a part of `make check`
+	@"$(PYTHON)" tools/fuzz.py --executions 200000 --seconds 20 --if-possible $(ARGS)
 
 demo:                              ## fetch MovieLens 100K, factorize it on 2 local nodes, draw the course (build/demo/demo.png)
 	@echo "demo: building what is not built yet (about a minute on a fresh machine)" >&2

@@ -2,7 +2,7 @@
 
 A wheel has the applications in lapse/_bundled/apps, whole, and no package `apps`: see lapse/programs.py.
 
-Environment: LAPSE_BUILD  release (default), debug, asan or tsan
+Environment: LAPSE_BUILD  release (default), debug, asan, tsan or fuzz (by tools/fuzz.py)
              LAPSE_ROOTS  which folders to build, default "lapse apps"; `make` names those that it needs here, in place
              LAPSE_WERROR warnings of the C compiler are errors (set by `make`, not for users)
 """
@@ -24,6 +24,9 @@ KINDS = {
     "debug": ["-O0", "-g3"],
     "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
              "-fno-sanitize=nonnull-attribute"],        # copying no bytes to or from NULL is no error (C2y says so too)
+    # By clang; what the runtimes are in comes with the program (tools/fuzz.py).
+    "fuzz": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=undefined",
+             "-fno-sanitize=nonnull-attribute,function"],
     # It does not see fences; ours order atomics only, which it never reports.
     "tsan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread", "-Wno-tsan"],
 }

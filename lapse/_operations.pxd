@@ -13,6 +13,7 @@ from lapse._types cimport ACQUIRE_MAX, Key, Rank, Timestamp
 cdef struct op_t:
     Timestamp ts                # atomic; the operation that this place of the ring serves; -1: none yet
     int64_t remaining           # atomic; positions not done yet, + 1 while it is being issued
+    int64_t queued              # atomic; of them, those that wait here for keys in transfer: no message can answer these
     char* vals                  # borrowed from the caller: where a pull puts its values
     uint64_t* offsets           # owned; n + 1 byte offsets of the positions in vals, when lengths differ per key
     Py_ssize_t offsets_room

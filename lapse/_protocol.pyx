@@ -23,7 +23,7 @@ from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, 
                            expect_header, expect_row, expect_slot, first_out_of_range, gone_word, insert_row, is_home, latch, pull_rows,
                            push_rows, remove_row, row_of, set_rows, slot_word, state_of, store_t, stored_bytes, transfer_of, unlatch,
                            visible_bytes)
-from lapse._sync cimport load_i64, load_u64, prefetch_write, store_i64, unlikely
+from lapse._sync cimport add_i64, load_i64, load_u64, prefetch_write, store_i64, unlikely
 from lapse._trace cimport trace_add
 from lapse._transfers cimport entry_free, entry_values, transfer_free
 from lapse._types cimport ERR_MEMORY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET
@@ -189,7 +189,7 @@ cdef class Protocol(Router):
         """An operation of this node that comes back to it: is it open, with a place for each value?"""
         cdef op_t* op = self.find_op(h.worker, <Timestamp>h.ts)
         cdef Py_ssize_t n = h.count, i
-        if op == NULL or op.kind != h.type or load_i64(&op.remaining) < n:
+        if op == NULL or op.kind != h.type or load_i64(&op.remaining) - load_i64(&op.queued) < n:
             return self.blame(BAD_ANSWER, keys[0], 0)
         for i in range(n):
             if not self.has_place(op, aux[i], keys[i]):
@@ -696,8 +696,9 @@ cdef class Protocol(Router):
                     note_relocation(&self.counters_, self.now - e.wanted)
             else:
                 op = self.find_op(e.worker, e.ts)
-                if op == NULL or op.kind != e.kind or not self.has_place(op, e.position, key) or load_i64(&op.remaining) <= a.count:
+                if op == NULL or op.kind != e.kind:             # (it stays open as long as something of it is queued)
                     return self.blame(BAD_ANSWER, key, 0)
+                add_i64(&op.queued, -1)
                 if e.kind == OP_PULL:
                     memcpy(op.vals + (op.offsets[e.position] if self.store.visible != NULL else e.position * size), row, size)
                 if e.routed and self.directory.cache != NULL and not is_home(self.store, key):
@@ -738,7 +739,7 @@ cdef class Protocol(Router):
         cdef worker_t* w
         cdef size_t size
         if <Rank>h.origin != self.me or op == NULL or (op.kind == OP_PULL) != (h.type == VALUES) or (
-                op.kind == OP_LOCALIZE or load_i64(&op.remaining) < n):
+                op.kind == OP_LOCALIZE or load_i64(&op.remaining) - load_i64(&op.queued) < n):
             return self.blame(BAD_ANSWER, keys[0], 0)
         w = self.workers[h.worker]
         for i in range(n):

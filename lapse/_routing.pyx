@@ -59,6 +59,7 @@ cdef class Router(NodeState):
             b.done = keep_last(w, keys, todo, &m)
             if b.done < 0:
                 return ERR_MEMORY
+        store_i64(&op.queued, 0)
         store_i64(&op.ts, w.next_ts)            # before `remaining`, which opens the operation: see find_op
         op.vals = <char*>vals
         op.n = n
@@ -131,6 +132,7 @@ cdef class Router(NodeState):
         cdef uint64_t word = latch(self.store, key)
         cdef KeyState state = state_of(self.store, key, word)
         cdef entry_t* e
+        cdef worker_t* asker
         cdef char* row
         cdef char* vals
         cdef size_t size = 0
@@ -163,6 +165,9 @@ cdef class Router(NodeState):
                 e.position = b.positions[i] if b.positions != NULL else <uint32_t>i
                 e.routed = not b.own
                 e.wanted = 0
+                if b.origin == self.me and b.kind != OP_LOCALIZE:
+                    asker = self.workers[b.worker]
+                    add_i64(&asker.ops[b.ts & asker.mask].queued, 1)
                 if size:
                     memcpy(entry_values(e), b.vals + entry_offset(b, self.store, i), size)
                 if unlikely(self.faults & FAULT_REVERSE_QUEUE):

@@ -96,10 +96,13 @@ def test_more_answers_than_positions_from_the_queue(probe):
     ts = node.issue(PUSH, np.array([4]), np.zeros(2, np.float32))
     node.issue(LOCALIZE, np.array([7]), np.empty(0))
     assert node.handle(message(PUSH, [7, 7], [0, 0], bytes(16), hops=1, origin=0, ts=ts), 1) == BAD_ANSWER
-    for _ in range(2):      # one by one each of them could be right; the second is noticed when they are answered
-        assert node.handle(message(PUSH, [7], [0], bytes(8), hops=1, origin=0, ts=ts), 1) == 0
-    assert node.handle(message(TRANSFER, [7], [1], bytes(8), origin=0), 1) == BAD_ANSWER
-    assert node.sink.unsent == 0
+    assert node.handle(message(PUSH, [7], [0], bytes(8), hops=1, origin=0, ts=ts), 1) == 0
+    again = message(PUSH, [7], [0], bytes(8), hops=1, origin=0, ts=ts)
+    assert node.handle(again, 1) == BAD_ANSWER                          # all that is left of it waits for the key
+    assert node.handle(message(ACK, [4], [0], origin=0, ts=ts), 1) == BAD_ANSWER
+    assert not node.finished(ts)
+    assert node.handle(message(TRANSFER, [7], [1], bytes(8), origin=0), 1) == 0
+    assert node.finished(ts)
 
 
 def test_answer_to_an_operation_whose_place_is_taken(probe):
