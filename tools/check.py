@@ -71,12 +71,12 @@ def tell(stage: Stage) -> None:
     print(f"check: {stage.name} {how}, {stage.seconds:.0f} s: {stage.last_words()}", flush=True)
 
 
-def run(names: list[str], at_once: int) -> list[Stage]:
-    """Run the stages, in this order, so many at once; each as it is in the end."""
+def run(names: list[str], at_once: int, told: list[int]) -> list[Stage]:
+    """Run the stages, in this order, so many at once; each as it is in the end. Ends them when a signal is put into `told`."""
     waiting, running, ended = list(names), [], []
     said = time.monotonic()
     try:
-        while waiting or running:
+        while (waiting or running) and not told:
             while waiting and len(running) < at_once:
                 running.append(start(waiting.pop(0)))
             for stage in [stage for stage in running if stage.has_ended()]:
@@ -100,12 +100,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stages", nargs="+", metavar="STAGE")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        ended = run(options.stages, max(1, options.at_once))
-    except KeyboardInterrupt:
-        print("check: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    told: list[int] = []        # not an exception, which could come between the start of a stage and the note of it
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: told.append(number))
+    ended = run(options.stages, max(1, options.at_once), told)
+    if told:
+        print(f"check: ended by signal {told[0]}", file=sys.stderr)
+        return 128 + told[0]
     print(f"\n{'stage':16}{'seconds':>9}{'processor':>11}")
     for stage in sorted(ended, key=lambda stage: -stage.seconds):
         print(f"{stage.name:16}{stage.seconds:9.0f}{stage.processor:11.0f}{'  FAILED' if stage.code else ''}")

@@ -5,6 +5,7 @@ something must be. Prints a table of each. Exit code 1 if a configuration has an
 not caught; 2 if a tool is missing or does not do its work.
 """
 import argparse
+import dataclasses
 import os
 import re
 import shutil
@@ -86,6 +87,15 @@ class Outcome:
     folder: Path = BUILD
 
 
+@dataclass
+class How:
+    """How verifiers are made."""
+    model: Path
+    build: Path
+    bits: int = 0               # bitstate hashing in 2^bits bits, 0: exact
+    optimize: str = "-O0"       # a quick configuration takes less time to search than -O1 takes to compile
+
+
 class ToolError(Exception):
     """spin or the compiler did not do its work."""
 
@@ -95,22 +105,22 @@ def run(command, folder, timeout=600):
                           timeout=timeout, check=False)
 
 
-def search(build, model, name, macros, bits):
-    """Generate, compile and run the verifier of one configuration. bits: bitstate hashing in 2^bits bits, 0: exact."""
-    folder = build / re.sub(r"\W+", "-", name)
+def search(how, name, macros):
+    """Generate, compile and run the verifier of one configuration."""
+    folder = how.build / re.sub(r"\W+", "-", name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = [f"-D{word}" for word in macros.split()]
-    made = run(["spin", "-a", *words, str(model)], folder)
+    made = run(["spin", "-a", *words, str(how.model)], folder)
     if made.returncode or not (folder / "pan.c").exists():
         raise ToolError(f"spin, {name}: {made.stdout.strip()}")
-    store = ["-DBITSTATE"] if bits else ["-DCOLLAPSE"]
-    made = run(["gcc", "-O1", "-w", "-DSAFETY", "-DVECTORSZ=2048", "-DMEMLIM=12000", *store, "-o", "pan", "pan.c"], folder)
+    store = ["-DBITSTATE"] if how.bits else ["-DCOLLAPSE"]
+    made = run(["gcc", how.optimize, "-w", "-DSAFETY", "-DVECTORSZ=2048", "-DMEMLIM=12000", *store, "-o", "pan", "pan.c"], folder)
     if made.returncode:
         raise ToolError(f"gcc, {name}: {made.stdout.strip()}")
     began = time.monotonic()
     try:
-        text = run(["./pan", *PAN, *([f"-w{bits}"] if bits else [])], folder, LONGEST).stdout
+        text = run(["./pan", *PAN, *([f"-w{how.bits}"] if how.bits else [])], folder, LONGEST).stdout
     except subprocess.TimeoutExpired:
         text = ""
     (folder / "pan.out").write_text(text, encoding="utf-8")
@@ -128,32 +138,32 @@ def read(text, seconds, folder):
     return Outcome(int(float(stored[1])) if stored else 0, caught, bool(stored and errors and not incomplete), seconds, folder)
 
 
-def search_all(build, model, chosen, jobs, bits):
+def search_all(how, chosen, jobs):
     """(name, macros, outcome) one after the other, as the table has them."""
     with ThreadPoolExecutor(jobs) as pool:
-        started = [(name, macros, pool.submit(search, build, model, name, macros, bits)) for name, macros in chosen.items()]
+        started = [(name, macros, pool.submit(search, how, name, macros)) for name, macros in chosen.items()]
         for name, macros, task in started:
             yield name, macros, task.result()
 
 
-def check_configurations(build, model, chosen, jobs, bits):
+def check_configurations(how, chosen, jobs):
     """Print the table; the sentences about what is wrong."""
     wrong = []
     print(f"{'configuration':42}{'macros':40}{'states':>12}{'errors':>8}{'seconds':>9}")
-    for name, macros, found in search_all(build, model, chosen, jobs, bits):
+    for name, macros, found in search_all(how, chosen, jobs):
         print(f"{name:42}{macros:40}{found.states:12,}{1 if found.caught else 0:8}{found.seconds:9.1f}", flush=True)
         if found.caught:
             wrong.append(f"{name}: {found.caught}; the way there: cd {found.folder} && spin -t -p "
-                         f"{' '.join('-D' + word for word in macros.split())} {model}")
+                         f"{' '.join('-D' + word for word in macros.split())} {how.model}")
         elif not found.finished or not found.states:
             wrong.append(f"{name}: the search did not come to its end, see {found.folder}/pan.out")
     return wrong
 
 
-def check_bugs(build, model, chosen, jobs):
+def check_bugs(how, chosen, jobs):
     wrong = []
     print(f"\n{'bug':56}{'macro':18}{'caught by':16}{'states':>10}{'seconds':>9}")
-    for name, macros, found in search_all(build, model, chosen, jobs, 0):
+    for name, macros, found in search_all(how, chosen, jobs):
         switch = macros.split()[0]
         caught = found.caught not in ("", "room")           # (a channel that is too short for the model is no merit of it)
         print(f"{name:56}{switch:18}{found.caught if caught else 'NOT CAUGHT':16}{found.states:10,}{found.seconds:9.1f}", flush=True)
@@ -181,10 +191,11 @@ def main(argv=None):
         if not shutil.which(tool):
             print(f"make model: {tool} is not installed (on Debian: apt-get install {tool})", file=sys.stderr)
             return 2
-    build, model, jobs = args.build.resolve(), args.model.resolve(), 1 if args.full else max(1, args.jobs)
+    how = How(args.model.resolve(), args.build.resolve(), args.bits, "-O1" if args.full else "-O0")
+    jobs = 1 if args.full else max(1, args.jobs)
     try:
-        wrong = check_configurations(build, model, configurations, jobs, args.bits) if configurations else []
-        wrong += check_bugs(build, model, bugs, max(1, args.jobs)) if bugs else []
+        wrong = check_configurations(how, configurations, jobs) if configurations else []
+        wrong += check_bugs(dataclasses.replace(how, bits=0), bugs, max(1, args.jobs)) if bugs else []
     except ToolError as error:
         print(f"make model: {error}", file=sys.stderr)
         return 2
