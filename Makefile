@@ -33,7 +33,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak fuzz fuzz-quick demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
+.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak faults faults-quick fuzz fuzz-quick demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -57,9 +57,9 @@ seed: build/stamps/environment-dev     ## run the commands of the README on a cl
 	@"$(PYTHON)" tools/seed.py $(ARGS)
 
 # The stages of `make check`, in the order in which they begin, CHECKS_AT_ONCE at a time; the long ones come first.
-CHECKS = lint test seed packaging model fuzz-quick
+CHECKS = lint test seed packaging faults-quick model fuzz-quick
 CHECKS_AT_ONCE ?= 2
-check: all kernels build/stamps/environment-dev   ## all that a change must pass: lint, the model, build, tests, packaging, the seed
+check: all kernels build/stamps/environment-dev   ## all that a change must pass: lint, the model, build, tests, a tenth of the faults, packaging, the seed
 	@"$(PYTHON)" tools/check.py --at-once $(CHECKS_AT_ONCE) $(CHECKS)
 
 SEEDS ?= 1-20000
@@ -71,6 +71,13 @@ sim-faults: build/stamps/lapse build/stamps/environment-dev   ## put each fault 
 
 soak: tests kernels                ## check the histories of real clusters for half an hour, and print the record (ARGS="--pulls 100000000")
 	@"$(PYTHON)" tests/soak.py $(ARGS)
+
+faults: build/stamps/lapse         ## kill, freeze and cut nodes of real jobs at random instants, and print the table (ARGS="--scale 0.1")
+	@"$(PYTHON)" tests/faults $(ARGS)
+
+# In `make check`: four times the limits, since other stages run beside it.
+faults-quick:
+	@$(MAKE) --silent --no-print-directory faults ARGS="--scale 0.1 --patience 4"
 
 mutants: build/stamps/lapse build/stamps/environment-dev   ## change the protocol in one place at a time, and see what notices (ARGS="--every 40")
 	@"$(PYTHON)" tools/mutants $(ARGS)

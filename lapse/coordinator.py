@@ -361,7 +361,8 @@ class Coordinator:
     def _report(self, grade: int, failure: Failure, now: float) -> None:
         self._reports.append((grade, len(self._reports), failure))
         if self._verdict_at is None:
-            waits_for_launcher = self._launched and grade >= ACCUSED
+            # A process that is stopped has no exit code that a launcher could tell.
+            waits_for_launcher = self._launched and grade >= ACCUSED and not (grade == LOST and self._fate(failure.pid) == hosts.STOPPED)
             self._verdict_at = now + (max(self._gather, GATHER_LAUNCHER) if waits_for_launcher else self._gather)
         if grade == KILLED or self._gather == 0:
             self._verdict()

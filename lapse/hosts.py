@@ -11,6 +11,8 @@ from pathlib import Path
 
 from lapse.errors import LapseError
 
+STOPPED = "the process is stopped (no answer to heartbeats)"
+
 
 def host_name() -> str:
     return socket.gethostname() or "localhost"
@@ -81,5 +83,5 @@ def process_state(pid: int) -> str | None:
     if state in b"ZX":
         return "the process died"
     if state in b"Tt":
-        return "the process is stopped (no answer to heartbeats)"
+        return STOPPED
     return None

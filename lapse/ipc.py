@@ -1,7 +1,8 @@
 """Folders for ipc sockets: private, short, and swept when the process that made one was killed.
 
-A folder belongs to whoever holds the lock on the file `lock` in it. A process that dies drops its lock, and the next one of the
-same user that makes a folder removes what is left.
+A folder belongs to whoever holds the lock on the file `lock` in it. A process that dies drops its lock, and a small process of each
+folder's own (lapse/_sweep.py), which waits for just that, removes what is left. Should that one have been killed, too, the next process
+of the same user that makes a folder does it.
 """
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ import fcntl
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+from lapse import _sweep
 from lapse.errors import LapseError
 
 PREFIX = "lapse-"
@@ -25,22 +29,45 @@ class Folder:
         base = tempfile.gettempdir()
         if len(base.encode()) > BASE_BYTES:
             base = "/tmp"
-        _sweep(Path(base))
-        self.path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
+        _remove_left(Path(base))
         self._pid = os.getpid()
-        making = Path(self.path, "making")
-        self._lock: int | None = os.open(making, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        making.rename(making.with_name("lock"))  # seen by others only once it is locked
+        self._lock: int | None = None
+        try:
+            self.path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
+            making = Path(self.path, "making")
+            try:
+                self._lock = os.open(making, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                making.rename(making.with_name("lock"))  # seen by others only once it is locked
+            except OSError:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise LapseError(f"cannot make a folder for ipc sockets in {base}: {error.strerror}") from None
+        self._sweeper = _start_sweeper(self.path)
 
     def remove(self) -> None:
         if self._lock is not None and os.getpid() == self._pid:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = None
+            if self._sweeper is not None:
+                self._sweeper.kill()
+                self._sweeper.wait()
 
 
-def _sweep(base: Path) -> None:
+def _start_sweeper(path: str) -> subprocess.Popen | None:
+    """The process that removes the folder if this one cannot; None where there is no Python to run it."""
+    if not sys.executable:
+        return None
+    try:
+        return subprocess.Popen([sys.executable, "-I", "-S", str(Path(_sweep.__file__).absolute()), path], stdin=subprocess.DEVNULL,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
+    except OSError:
+        return None
+
+
+def _remove_left(base: Path) -> None:
     """Remove the folders of this user's dead processes."""
     for path in base.glob(PREFIX + "*"):
         try:

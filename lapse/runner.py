@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lapse import ipc, sockets
+from lapse import hosts, ipc, sockets
 from lapse.config import Config
 from lapse.control import Failure
 from lapse.coordinator import GATHER_LAUNCHER
@@ -94,8 +94,8 @@ class _Run:
         handlers = self._catch_signals()
         folder = scheduler = thread = None
         try:
-            folder = ipc.Folder() if self._place.folder_here else None
             try:
+                folder = ipc.Folder() if self._place.folder_here else None
                 host = self._place.root_host(self._environ)
                 self._place.prepare(lambda: bool(self._signals))
                 if self._signals:
@@ -190,6 +190,7 @@ class _Run:
             self._obey_signals(now)
             self._look_for_ended(now)
             if self._decided.is_set() and self._verdict is not None:
+                self._end_stopped()
                 self._end_soon(now, FAILURE_GRACE)
             while self._plan and now >= self._plan[0][0]:
                 self._signal_all(self._plan.pop(0)[1])
@@ -272,13 +273,24 @@ class _Run:
             self._ending = True
             self._plan = _plan(now + grace)
 
+    def _end_stopped(self) -> None:
+        """The node that the job failed by is stopped: it will not end by itself, so there is no grace for it."""
+        rank = self._verdict.rank
+        if not self._ending and rank is not None and rank < len(self._nodes):
+            node = self._nodes[rank]
+            if node.status is None and hosts.process_state(node.process.pid) == hosts.STOPPED:
+                self._signal(node, signal.SIGTERM)
+
     def _signal_all(self, number: int) -> None:
         for node in self._nodes:
             if node.status is None:
-                log.info("sending signal %d to node %d (pid %d)", number, node.rank, node.pid)
-                node.signal(number)
-                if number == signal.SIGTERM:
-                    node.signal(signal.SIGCONT)     # a stopped process would not notice
+                self._signal(node, number)
+
+    def _signal(self, node: Node, number: int) -> None:
+        log.info("sending signal %d to node %d (pid %d)", number, node.rank, node.pid)
+        node.signal(number)
+        if number == signal.SIGTERM:
+            node.signal(signal.SIGCONT)     # a stopped process would not notice
 
     def _end_everything(self) -> None:
         """Leave nothing behind: end the groups, then reap."""

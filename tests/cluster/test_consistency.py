@@ -41,7 +41,8 @@ def parse(argv):
     parser.add_argument("--window", type=positive_int, default=32, metavar="N", help="operations of a worker in flight")
     parser.add_argument("--batch", type=positive_int, default=16, metavar="N", help="most keys of a call")
     parser.add_argument("--face", choices=FACES, default=FACES[0], help="the calls of the C level, or those of Python")
-    parser.add_argument("--workload", choices=WORKLOADS, default=WORKLOADS[0], help="see above; race is for the C level and at least two threads")
+    parser.add_argument("--workload", choices=WORKLOADS, default=WORKLOADS[0],
+                        help="see above; race needs the C level and two threads")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME",
                         help="put in a bug of lapse.testing's, to see whether this run finds it; repeatable")
     parser.add_argument("--keep", type=positive_int, default=2_000_000, metavar="N",

@@ -795,15 +795,25 @@ def test_start_and_stop_leak_nothing():
     assert (open_files(), threading.active_count()) == before
 
 
-def test_folders_of_dead_processes_are_swept(monkeypatch):
-    """A folder whose owner was killed goes when the next one is made; one that is in use stays."""
-    program = "import os, signal\nfrom lapse import ipc\nprint(ipc.Folder().path, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+@pytest.mark.parametrize("sweeper", ["lives", "dies"])
+def test_folders_of_dead_processes_are_swept(monkeypatch, sweeper):
+    """A folder whose owner was killed goes at once; when its sweeper was killed, too, with the next one. One that is in use stays."""
+    program = ("import os, signal, sys\nfrom lapse import ipc\nfolder = ipc.Folder()\nprint(folder.path, flush=True)\n"
+               "open(folder.path + '/socket', 'w').close()\n"
+               "if sys.argv[1] == 'dies': folder._sweeper.kill(); folder._sweeper.wait()\nos.kill(os.getpid(), signal.SIGKILL)")
     base = tempfile.mkdtemp(dir="/tmp", prefix="t-")
     monkeypatch.setenv("TMPDIR", base)
     monkeypatch.setattr(tempfile, "tempdir", base)
-    dead = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=False,
+    dead = subprocess.run([sys.executable, "-c", program, sweeper], capture_output=True, text=True, timeout=PATIENCE, check=False,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout.strip()
-    assert Path(dead).is_dir()
+    assert dead.startswith(base)
+    if sweeper == "lives":
+        deadline = time.monotonic() + PATIENCE
+        while Path(dead).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not Path(dead).exists()
+    else:
+        assert Path(dead).is_dir()
     mine = ipc.Folder()
     try:
         assert not Path(dead).exists()
@@ -815,3 +825,10 @@ def test_folders_of_dead_processes_are_swept(monkeypatch):
         mine.remove()
     assert not list(Path(base).iterdir())
     Path(base).rmdir()
+
+
+def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr(ipc, "BASE_BYTES", 1000)
+    with pytest.raises(LapseError, match=f"cannot make a folder for ipc sockets in {tmp_path}/missing: No such file"):
+        ipc.Folder()

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import threading
 
 import pytest
 
-from lapse import cluster, control
+from lapse import cluster, control, hosts
 from lapse.coordinator import GATHER, GATHER_LAUNCHER, Coordinator, end_text, missing_text
 
 
@@ -131,6 +133,23 @@ def test_the_first_report_opens_a_window_for_better_ones():
         assert not bench.sent
         bench.core.tick(1.0 + grade_wait)
         assert bench.core.over
+
+
+def test_a_stopped_process_has_no_exit_code_to_wait_for():
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        bench = Bench(launched=True)
+        for rank, peer in enumerate("abc"):
+            bench.core.message(peer, join(rank, place=hosts.place(), pid=process.pid if peer == "c" else os.getpid()), 0.0)
+        bench.core.lost("c", 1.0)
+        assert bench.core.tick(1.0) == pytest.approx(1.0 + GATHER)
+        bench.core.tick(1.0 + GATHER)
+        assert (bench.core.failure.rank, bench.core.failure.cause) == (2, hosts.STOPPED)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_signal_needs_no_window():

@@ -322,7 +322,7 @@ def test_deaf_nodes_are_killed_after_ctrl_c(tag):
 
 
 def test_nodes_die_with_a_killed_launcher(tag):
-    """Also those that have not joined, and that ignore all signals. The ipc folder goes with the next launch."""
+    """Also those that have not joined, and that ignore all signals; and the ipc folder goes, too."""
     body = "for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)\n" + SLEEPER
     job = Background("-s", "2", *program(body))
     job.until("running", 2)
@@ -332,8 +332,7 @@ def test_nodes_die_with_a_killed_launcher(tag):
     deadline = time.monotonic() + PATIENCE
     while tagged(tag) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not tagged(tag)
-    assert track("-s", "1", "true").returncode == 0
+    assert not tagged(tag)      # the sweeper of the folder has the tag, too; the fixture looks for files
 
 
 def test_two_jobs_at_once(tag):
