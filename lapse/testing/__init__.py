@@ -4,12 +4,12 @@
 """
 from lapse.testing.history import Finding, History, Recorder, check, check_registers
 
-__all__ = ["Finding", "History", "Recorder", "Result", "Simulation", "Violation", "check", "check_registers"]
+__all__ = ["Cluster", "Finding", "History", "Recorder", "Result", "Simulation", "Violation", "check", "check_registers"]
 
 
 def __getattr__(name):
     # not imported above: the checker alone does without greenlet
-    if name in ("Result", "Simulation", "Violation"):
+    if name in ("Cluster", "Result", "Simulation", "Violation"):
         from lapse.testing import simulation
         return getattr(simulation, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

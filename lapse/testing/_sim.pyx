@@ -15,10 +15,10 @@ from lapse._sync cimport fence, load_i64, load_u32, store_u32
 from lapse._types cimport DONE, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Rank, Timestamp
 from lapse._wire cimport HEADER_BYTES, TRANSFER, header_t
 from lapse.testing._world cimport (BEGINS, DIRECTORY, ENDED, EPOCH, FAULT_DUPLICATE, FAULT_LOSS, FAULT_NO_SEQUENCE, FAULT_REORDER,
-                                   FINISHES, HANGS, IDLE, IN_TRANSFER, ISSUE, MAIN, MAX_ACTORS, MAX_CHANNELS, MAX_KEYS,
+                                   FINISHES, HANGS, IDLE, IN_TRANSFER, ISSUE, LIVELOCK, MAIN, MAX_ACTORS, MAX_CHANNELS, MAX_KEYS,
                                    MAX_POSITIONS, OPEN, PARKED, PLACED, READY, REFUSED, SEQUENCE, SHOWN, SUM, TAKES, SimSink, State,
                                    below, call_t, channel_t, count_transfer, draw, draw_actor, drop, event_t, fail, message_t, mixed,
-                                   note_call, note_message, take, turn, world_t)
+                                   note_call, note_message, take, take_first, turn, world_t)
 
 import numpy as np
 
@@ -42,6 +42,7 @@ cdef class Schedule:
         uint64_t worker_rng[MAX_ACTORS]
         call_t* calls           # owned; ops of them per worker
         int ops
+        int issued_calls[MAX_ACTORS]        # step by step
         int keys                # num_keys - registers
         int components          # nodes * workers
         int positions           # of a call, at most
@@ -257,11 +258,9 @@ cdef class Schedule:
 
     def serve(self):
         cdef world_t* s = &self.world
-        cdef int a = s.current, channel = 0, code
+        cdef int a = s.current, channel = 0
         cdef Rank me = s.actor[a].node
-        cdef Protocol node = self.nodes[me]
         cdef message_t* m
-        cdef header_t* h
         while not s.aborted and not s.stopping:
             m = take(s, me, &channel)
             if m == NULL:
@@ -269,22 +268,117 @@ cdef class Schedule:
                 turn(s)
                 continue
             s.actor[a].state = READY            # (the very first time it comes here without a turn)
-            h = <header_t*>m.data
-            note_message(s, TAKES, channel, m)
-            count_transfer(s.flying, m, -1)
-            s.channel[channel].received += 1
-            if h.seq != s.channel[channel].received and not s.faults & FAULT_NO_SEQUENCE:
-                fail(s, SEQUENCE, (<Key*>(m.data + HEADER_BYTES))[0], <int64_t>h.seq, <int64_t>s.channel[channel].received)
-            else:
-                count_transfer(s.handled, m, 1)
-                self.relocations += h.count if h.type == TRANSFER else 0
-                code = node.handle(m.data, m.size, channel // s.nodes)
-                count_transfer(s.handled, m, -1)
-                if code != FINE:
-                    fail(s, REFUSED, node.bad_key, code, node.bad_epoch)
+            self.handle(channel, m)
             drop(m)
             turn(s)
         s.actor[a].state = ENDED
+
+    cdef int handle(self, int channel, message_t* m) except -1:
+        """A message has come out of a channel: what a node does about it."""
+        cdef world_t* s = &self.world
+        cdef header_t* h = <header_t*>m.data
+        cdef Protocol node = self.nodes[channel % s.nodes]
+        cdef int code
+        note_message(s, TAKES, channel, m)
+        count_transfer(s.flying, m, -1)
+        s.channel[channel].received += 1
+        if h.seq != s.channel[channel].received and not s.faults & FAULT_NO_SEQUENCE:
+            fail(s, SEQUENCE, (<Key*>(m.data + HEADER_BYTES))[0], <int64_t>h.seq, <int64_t>s.channel[channel].received)
+            return 0
+        count_transfer(s.handled, m, 1)
+        self.relocations += h.count if h.type == TRANSFER else 0
+        code = node.handle(m.data, m.size, channel // s.nodes)
+        count_transfer(s.handled, m, -1)
+        if code != FINE:
+            fail(s, REFUSED, node.bad_key, code, node.bad_epoch)
+        return 0
+
+    # --- step by step -----------------------------------------------------------------------------------------------------
+
+    def begin_steps(self):
+        """From now on whoever calls decides what happens next, instead of run(); each call below is one step that nothing interrupts."""
+        self.world.stepwise = True
+
+    def issue(self, int node, int worker, int kind, keys):
+        """A worker issues an operation (OpKind); False if it may not have any more under way."""
+        cdef world_t* s = &self.world
+        cdef int a = s.nodes + node * s.workers + worker, i
+        cdef worker_t* w = self.workers[a]
+        cdef call_t* c
+        if self.issued_calls[a] == self.ops or (w.next_ts > w.mask and not op_finished(w, w.next_ts - w.mask - 1)):
+            return False
+        c = self.calls + (a - s.nodes) * self.ops + self.issued_calls[a]
+        c.kind = kind
+        c.n = len(keys)
+        c.order = self.issued_calls[a]
+        for i in range(c.n):
+            c.keys[i] = keys[i]
+            c.offsets[i] = c.numbers
+            c.numbers += self.lengths[c.keys[i]]
+        self.issued_calls[a] += 1
+        s.current = a
+        self.begin(a, c)
+        s.current = MAIN
+        return True
+
+    def deliver(self, int src, int dst):
+        """Node dst handles the oldest message from node src; False if there is none."""
+        cdef world_t* s = &self.world
+        cdef int channel = src * s.nodes + dst
+        cdef message_t* m
+        if s.channel[channel].first == NULL or s.aborted:
+            return False
+        m = take_first(&s.channel[channel])
+        s.current = dst
+        self.handle(channel, m)
+        turn(s)
+        s.current = MAIN
+        drop(m)
+        return True
+
+    def collect(self, int node, int worker):
+        """A worker looks at what it has under way; how many of its operations have not finished yet."""
+        cdef world_t* s = &self.world
+        cdef int a = s.nodes + node * s.workers + worker, i, left = 0
+        cdef call_t* c
+        s.current = a
+        for i in range(self.issued_calls[a]):
+            c = self.calls + (a - s.nodes) * self.ops + i
+            if c.open and (c.ts < 0 or op_finished(self.workers[a], c.ts)):
+                self.finish(a, c)
+            left += c.open
+        turn(s)
+        s.current = MAIN
+        return left
+
+    def waiting_channels(self):
+        """(source, destination) of each channel that has a message."""
+        cdef world_t* s = &self.world
+        return [divmod(i, s.nodes) for i in range(s.nodes * s.nodes) if s.channel[i].first != NULL]
+
+    def end_steps(self):
+        """Deliver everything, let all workers finish, and compare what is left: the problem's number, 0 for none."""
+        cdef world_t* s = &self.world
+        cdef int i, left
+        while not s.aborted and s.steps < s.max_steps:
+            channels = self.waiting_channels()
+            if not channels:
+                break
+            for src, dst in channels:
+                self.deliver(src, dst)
+        for i in range(s.nodes, s.actors):
+            left = self.collect(s.actor[i].node, s.actor[i].worker)
+            s.current = i
+            if left:
+                fail(s, HANGS if s.steps < s.max_steps else LIVELOCK, self.waited_key(i), s.steps)
+            s.current = MAIN
+        if not s.aborted:
+            self.audit()
+        return <int>s.problem
+
+    def registers(self):
+        """The keys that are set, not added to."""
+        return [key for key in range(self.world.num_keys) if self.is_register[key]]
 
     # --- a worker's program --------------------------------------------------------------------------------------------------
 

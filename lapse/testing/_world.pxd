@@ -123,6 +123,7 @@ cdef struct world_t:
     int current
     bint aborted
     bint stopping
+    bint stepwise               # nobody gives a turn away: see Schedule.issue
     int64_t steps
     int64_t max_steps
     int64_t changes             # of actor
@@ -186,5 +187,7 @@ cdef void note_message(world_t* s, What what, int channel, message_t* m) noexcep
 # The next message for a node: of a channel drawn by weight, the oldest. NULL: there is none.
 cdef message_t* take(world_t* s, Rank node, int* channel) noexcept nogil
 cdef void drop(message_t* m) noexcept nogil
+# The oldest message of a channel that has some, out of it.
+cdef message_t* take_first(channel_t* c) noexcept nogil
 # counts[key] += by for each key of a TRANSFER.
 cdef void count_transfer(int64_t* counts, message_t* m, int by) noexcept nogil

@@ -163,6 +163,8 @@ cdef void turn(world_t* s) noexcept nogil:
     """Let somebody else go on; the actor has said in its state what it waits for. Comes back when it is its turn again."""
     cdef int me = s.current
     cdef int next
+    if s.aborted and s.stepwise:
+        return
     if s.aborted:
         s.actor[me].state = READY
         s.afterlife += 1
@@ -172,6 +174,8 @@ cdef void turn(world_t* s) noexcept nogil:
         return
     s.steps += 1
     check_owners(s)
+    if s.stepwise:
+        return
     if s.steps > s.max_steps:
         fail(s, LIVELOCK, -1, s.steps)
     if not s.aborted:
@@ -320,6 +324,12 @@ cdef void post(world_t* s, int channel, message_t* m) noexcept nogil:
         memcpy(twin.data, m.data, m.size)
         note_message(s, DOUBLES, channel, m)
         append(&s.channel[channel], twin)
+
+
+cdef message_t* take_first(channel_t* c) noexcept nogil:
+    cdef message_t* m = c.first
+    c.first = m.next
+    return m
 
 
 cdef message_t* take(world_t* s, Rank node, int* channel) noexcept nogil:

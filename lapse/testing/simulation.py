@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from lapse._protocol import VIOLATIONS
 from lapse.testing._sim import FAULTS, Schedule
@@ -111,24 +111,33 @@ class Simulation:
 
     def run(self) -> Result:
         """Run the schedule to its end. Raises Violation, with the seed and a trace."""
-        settings = self.settings
-        schedule = Schedule(self.seed, nodes=settings["nodes"], workers=settings["workers"], keys=settings["keys"],
-                            registers=settings["registers"], ops=settings["ops"], waits=MODES[settings["mode"]],
-                            caches=settings["caches"], shared_memory=settings["shared_memory"],
-                            mixed_lengths=settings["lengths"] != "uniform", faults=settings["faults"] % NETWORK,
-                            network=settings["faults"] // NETWORK * NETWORK, max_steps=self.max_turns,
-                            sampling=settings["sampling"], actors=self.actors, positions=settings["positions"],
-                            extra=LARGE if settings["lengths"] == "large" else 0)
+        schedule = self._schedule()
         if schedule.run():
-            problem, key = self._describe(schedule)
-            raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command(), settings)
-        reads, seen, writes, accesses = schedule.history()
-        for finding in check(History(reads, seen, writes)) or check_registers(accesses):
-            who = f" (worker {finding.worker} is {self._actor(settings['nodes'] + finding.worker)})" if finding.worker >= 0 else ""
-            raise Violation(finding.text + who, finding.key, self._trace(schedule, finding.key, finding), self.seed, self.command(),
-                            settings)
+            self._raise(schedule)
+        self._check_history(schedule)
         turns, switches, messages, trace_hash = schedule.figures()
         return Result(self.seed, turns, switches, messages, schedule.operations, schedule.relocations, trace_hash)
+
+    def _schedule(self):
+        settings = self.settings
+        return Schedule(self.seed, nodes=settings["nodes"], workers=settings["workers"], keys=settings["keys"],
+                        registers=settings["registers"], ops=settings["ops"], waits=MODES[settings["mode"]],
+                        caches=settings["caches"], shared_memory=settings["shared_memory"],
+                        mixed_lengths=settings["lengths"] != "uniform", faults=settings["faults"] % NETWORK,
+                        network=settings["faults"] // NETWORK * NETWORK, max_steps=self.max_turns,
+                        sampling=settings["sampling"], actors=self.actors, positions=settings["positions"],
+                        extra=LARGE if settings["lengths"] == "large" else 0)
+
+    def _raise(self, schedule) -> NoReturn:
+        problem, key = self._describe(schedule)
+        raise Violation(problem, key, self._trace(schedule, key), self.seed, self.command(), self.settings)
+
+    def _check_history(self, schedule) -> None:
+        reads, seen, writes, accesses = schedule.history()
+        for finding in check(History(reads, seen, writes)) or check_registers(accesses):
+            who = f" (worker {finding.worker} is {self._actor(self.settings['nodes'] + finding.worker)})" if finding.worker >= 0 else ""
+            raise Violation(finding.text + who, finding.key, self._trace(schedule, finding.key, finding), self.seed, self.command(),
+                            self.settings)
 
     def command(self) -> str:
         """The command that replays this schedule."""
@@ -180,6 +189,63 @@ class Simulation:
         if kind != 6:
             text += f", for node {origin} worker {worker} ts {ts}"
         return text + (f", hop {hops})" if hops else ")")
+
+
+class Cluster(Simulation):
+    """The same cluster, driven from outside step by step: who does what next is the caller's choice. For stateful tests.
+
+    The arguments are the Simulation's; ops is how many operations a worker may issue in all, mode and sampling mean nothing, and of the
+    network's faults there are "loss" and "duplicate". No step is interrupted by another. Each method raises Violation when something
+    is wrong. One thread; local.
+    """
+
+    def __init__(self, nodes: int = 2, workers: int = 1, keys: int = 2, *, ops: int = 200, seed: int = 0, **settings):
+        super().__init__(seed, nodes, workers, keys, ops, **settings)
+        self.schedule = self._schedule()
+        self.schedule.begin_steps()
+        self.registers = self.schedule.registers()          # the keys that are set; the others are added to
+
+    def issue(self, node: int, worker: int, kind: str, keys: list[int]) -> bool:
+        """Let a worker pull, push, set or localize; False if it has too much under way."""
+        numbers = {name: number for number, name in _CALLS.items()}
+        if kind not in numbers or not 1 <= len(keys) <= 80:
+            raise ValueError(f"{kind!r} of {len(keys)} keys: expected one of {', '.join(numbers)}, of 1 to 80 keys")
+        for key in keys:
+            if not 0 <= key < self.settings["keys"] + self.settings["registers"]:
+                raise ValueError(f"key {key}: there is none")
+            if kind in ("push", "set") and (key in self.registers) != (kind == "set"):
+                raise ValueError(f"{kind} of key {key}: registers are set, other keys are pushed to")
+        return self._step(self.schedule.issue, node, worker, numbers[kind], keys)
+
+    def waiting(self) -> list[tuple[int, int]]:
+        """The channels that have messages: (source, destination)."""
+        return self.schedule.waiting_channels()
+
+    def deliver(self, source: int, destination: int) -> bool:
+        """Let a node handle the oldest message of a channel; False if there is none."""
+        return self._step(self.schedule.deliver, source, destination)
+
+    def collect(self, node: int, worker: int) -> int:
+        """Let a worker see which of its operations have finished; how many have not."""
+        return self._step(self.schedule.collect, node, worker)
+
+    def check(self) -> None:
+        """Does the history so far keep the promise?"""
+        self._check_history(self.schedule)
+
+    def rest(self) -> None:
+        """Deliver all there is; then everything has to be finished, and totals, directories and history have to agree."""
+        self._step(self.schedule.end_steps)
+        self.check()
+
+    def command(self) -> str:
+        return "(the steps that a test has chosen)"
+
+    def _step(self, function, *args):
+        result = function(*args)
+        if self.schedule.problem()[0]:
+            self._raise(self.schedule)
+        return result
 
 
 def fault_bits(faults: int | str | Iterable[str]) -> int:
