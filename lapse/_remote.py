@@ -64,27 +64,29 @@ def signal_group(group, number):
         os.killpg(group, number)
 
 
-def read_signals(pid):
-    """Pass on what the launcher says; False at the end of standard input."""
+def read_signals(pid, begun):
+    """Pass on what the launcher says; `begun` is a line that has come in part. The same of the next; None at the end of standard input."""
     data = os.read(0, 4096)
-    for line in data.split():
+    *lines, rest = (begun + data).split(b"\n")
+    for line in lines:
         signal_group(pid, int(line))
-    return bool(data)
+    return rest if data else None
 
 
 def wait(pid, wake):
     """Serve standard input until the node has ended, and return how, without reaping it."""
-    connected = True
+    begun = b""
     while True:
         end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if end is not None:
             return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
-        ready = select.select([wake] + [0] * connected, [], [])[0]
+        ready = select.select([wake] if begun is None else [wake, 0], [], [])[0]
         if wake in ready:
             os.read(wake, 4096)
-        if 0 in ready and not read_signals(pid):
-            connected = False
-            signal_group(pid, signal.SIGKILL)
+        if 0 in ready:
+            begun = read_signals(pid, begun)
+            if begun is None:
+                signal_group(pid, signal.SIGKILL)
 
 
 def end_group(process):
@@ -138,8 +140,14 @@ def main():
     mark = job["mark"]
 
     def report(text):
+        line = f"{mark} {text}".replace("\n", " ").encode(errors="replace")[:4000] + b"\n"     # a pipe takes it whole, or not at all
         with contextlib.suppress(OSError):  # nobody reads any more
-            os.write(2, f"{mark} {text}"[:4000].replace("\n", " ").encode() + b"\n")
+            while True:
+                try:
+                    os.write(2, line)
+                    return
+                except BlockingIOError:     # the node has made standard error non-blocking, and filled it
+                    select.select([], [2], [])
 
     return run(job, report)
 

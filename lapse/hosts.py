@@ -38,8 +38,8 @@ def resolve(host: str) -> str:
     """The numeric address of `host`; IPv4 where there is one."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise LapseError(f"cannot find the address of host {host!r}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:        # a name that is too long, or has empty parts, is an error of encoding
+        raise LapseError(f"cannot find the address of host {host!r}: {getattr(error, 'strerror', None) or error}") from None
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     return found[0][4][0]
 

@@ -107,12 +107,16 @@ class Stream:
         lines = text.split(b"\n")
         self.rest = lines.pop()
         if len(self.rest) >= LINE_BYTES or (not data and self.rest):
-            lines.append(self.rest)
-            self.rest = b""
+            at = self.cut(self.rest) if data else len(self.rest)
+            lines.append(self.rest[:at])
+            self.rest = self.rest[at:]
         lines = self.select(lines)
         if lines:
             self.sink.write(b"".join(self.prefix + line + b"\n" for line in lines))
-            self.sink.flush()
+
+    def cut(self, rest: bytes) -> int:
+        """Where a line that is too long may be broken."""
+        return len(rest)
 
     def select(self, lines: list[bytes]) -> list[bytes]:
         """Which of the lines, and which others, are written."""
@@ -176,33 +180,3 @@ class Node:
     @property
     def failed_by_itself(self) -> bool:
         return bool(self.status) and not (self.signalled and self.status < 0)
-
-
-class Nowhere:
-    def write(self, data: bytes) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-
-class _TextSink:
-    """Bytes into a stream that takes text only (a notebook's)."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data.decode(errors="replace"))
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-
-def sink_of(given, default):
-    if given is not None:
-        return given
-    if default is None:
-        return Nowhere()
-    default.flush()
-    return getattr(default, "buffer", None) or _TextSink(default)

@@ -25,7 +25,8 @@ from lapse.control import Failure
 from lapse.coordinator import GATHER_LAUNCHER
 from lapse.errors import LapseError, failure_text
 from lapse.keys import Secrets
-from lapse.processes import KILL_AFTER, NOT_PASSED_ON, CommandError, Here, Node, Nowhere, Stream, job_environment, sink_of
+from lapse.output import Output, target_of
+from lapse.processes import KILL_AFTER, NOT_PASSED_ON, CommandError, Here, Node, Stream, job_environment
 from lapse.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -75,10 +76,13 @@ class _Run:
         self._place = place
         self._security = security
         self._num_nodes = nodes
-        self._sinks = (sink_of(stdout, sys.stdout), sink_of(stderr, sys.stderr))
         self._environ = environ
         self._selector = selectors.DefaultSelector()
         self._waker = sockets.Waker()
+        self._output = Output(self._waker.wake)
+        self._sinks = tuple(self._output.to(target_of(given, own)) for given, own in ((stdout, sys.stdout), (stderr, sys.stderr)))
+        self._held: list[Stream] = []               # not read from now, because our own output is not taken
+        self._trouble = ""                          # why it cannot be written
         self._signals: list[int] = []
         self._stopped_by = 0                        # the signal that ended the job
         self._to_start: deque = deque()             # (rank, its variables)
@@ -115,13 +119,18 @@ class _Run:
                 self._to_start.extend((rank, job_environment(rank, self._num_nodes, host, scheduler.port, secrets, folder and folder.path))
                                       for rank in range(self._num_nodes))
                 self._loop()
+            except LapseError as error:
+                log.error("%s", error)
+                return 1
             finally:
                 self._end_everything()
+                self._output.close(lambda: bool(self._stopped_by or self._signals))
             return self._outcome()
         finally:
             if thread is not None:
                 scheduler.stop()
                 thread.join()
+            self._output.close(lambda: True)
             self._selector.close()
             if folder is not None:
                 folder.remove()
@@ -138,7 +147,10 @@ class _Run:
             self._start(*self._to_start.popleft())
 
     def _start(self, rank: int, job: dict[str, str]) -> None:
-        node = self._place.start(rank, self._command, self._environ, job)
+        try:
+            node = self._place.start(rank, self._command, self._environ, job)
+        except OSError as error:
+            raise LapseError(f"cannot start node {rank} of {self._num_nodes}: {error.strerror}") from None
         self._nodes.append(node)
         log.info("started node %d, pid %d", rank, node.process.pid)
         for stream in node.streams(self._place.prefix(rank), self._sinks):
@@ -189,6 +201,8 @@ class _Run:
             now = time.monotonic()
             self._obey_signals(now)
             self._look_for_ended(now)
+            self._look_at_output(now)
+            self._read_again()
             if self._decided.is_set() and self._verdict is not None:
                 self._end_stopped()
                 self._end_soon(now, FAILURE_GRACE)
@@ -197,9 +211,10 @@ class _Run:
             self._start_nodes()
             if not self._to_start and all(node.status is not None for node in self._nodes):
                 if drain_until is None:
-                    drain_until = now + POLL
                     for node in self._nodes:
                         node.signal(signal.SIGTERM)  # what it left behind in its group
+                if drain_until is None or (self._held and not self._stopped_by):
+                    drain_until = now + POLL
                 if not self._streams or now >= drain_until + KILL_AFTER:
                     return
             self._read(self._pause(now, drain_until))
@@ -226,17 +241,28 @@ class _Run:
             data = os.read(stream.pipe.fileno(), READ_BYTES)
         except BlockingIOError:
             return
-        try:
-            stream.feed(data)
-        except OSError as error:
-            if error.errno != errno.EPIPE:
-                raise
-            self._signals.append(signal.SIGPIPE)  # whoever read our output has gone
-            stream.sink = Nowhere()
+        stream.feed(data)
         if not data:
             self._selector.unregister(stream.pipe)
             stream.pipe.close()
             self._streams -= 1
+        elif self._output.full:
+            self._selector.unregister(stream.pipe)
+            self._held.append(stream)
+
+    def _read_again(self) -> None:
+        if self._held and not self._output.full:
+            for stream in self._held:
+                self._selector.register(stream.pipe, selectors.EVENT_READ, stream)
+            self._held.clear()
+
+    def _look_at_output(self, now: float) -> None:
+        for error in self._output.errors():
+            if getattr(error, "errno", None) == errno.EPIPE:
+                self._on_signal(signal.SIGPIPE, None)   # whoever read our output has gone
+            else:
+                self._trouble = self._trouble or getattr(error, "strerror", None) or repr(error)
+                self._end_soon(now, 0.0)
 
     def _look_for_ended(self, now: float) -> None:
         for node in self._nodes:
@@ -260,9 +286,11 @@ class _Run:
             self._stopped_by = self._stopped_by or number
             self._ending = True
             if number == signal.SIGINT and not again:
-                log.warning("interrupted; ending the nodes")
                 self._signal_all(signal.SIGINT)
                 self._plan = _plan(now + INTERRUPT_GRACE)
+                words = threading.Thread(target=log.warning, args=("interrupted; ending the nodes",), daemon=True)
+                words.start()           # nobody may be reading our standard error
+                words.join(POLL)
             else:
                 at_once = [(now, signal.SIGKILL)]
                 self._plan = at_once if again and len(self._plan) < 2 else _plan(now)
@@ -304,9 +332,15 @@ class _Run:
 
     def _outcome(self) -> int:
         """Say what went wrong, if anything, and return the exit code."""
+        self._look_at_output(time.monotonic())
+        if signal.SIGPIPE in self._signals:
+            self._stopped_by = self._stopped_by or signal.SIGPIPE
         if self._stopped_by:
             log.error("ended by signal %d (%s)", self._stopped_by, signal.Signals(self._stopped_by).name)
             return 128 + self._stopped_by
+        if self._trouble:
+            log.error("cannot write what the nodes write: %s", self._trouble)
+            return 1
         if self._scheduler.joined:
             self._decided.wait(2 * GATHER_LAUNCHER)  # nodes may have said more than their exit codes do
         verdict, first = self._verdict, self._failed[0] if self._failed else None

@@ -67,7 +67,7 @@ def parse_host(text: str) -> Host:
         name, colon, port = rest.partition(":")
     if not (_NAME.match(name) or _ADDRESS.match(name)):
         raise ValueError(f"{name!r} is not a host's name or address")
-    if colon and not (port.isdecimal() and port.isascii() and 1 <= int(port) <= 65535):
+    if colon and not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
         raise ValueError(f"{port!r} is not a port (1 to 65535)")
     return Host(name, user, int(port) if colon else None)
 
@@ -116,11 +116,17 @@ class Ssh:
 
     def check(self, command: list[str]) -> None:
         """Raise CommandError unless the programs that are needed are on this host, and the settings make sense."""
+        if self.sync_dir == "":         # the tree would be copied to / of every host
+            raise CommandError("--sync-dir: the name of the folder is empty", 2)
         for name in ("ssh", *(["rsync"] if self.sync_dir else [])):
             if shutil.which(name) is None:
                 raise CommandError(f"{name}: command not found; jobs over several hosts need it on this host", 127)
         if self.identity and not os.access(self.identity, os.R_OK):
             raise CommandError(f"identity file {self.identity}: cannot be read", 2)
+        try:
+            Path.cwd()
+        except OSError as error:
+            raise CommandError(f"the current folder: {error.strerror}", 2) from None
 
     def security(self, environ: dict[str, str]) -> str:
         """curve, or what LAPSE_SECURITY says; CommandError when that is not fit for a network."""
@@ -171,10 +177,11 @@ class Ssh:
         try:
             for host in dict.fromkeys(self.hosts):
                 name = f"[{host.name}]" if ":" in host.name else host.name
+                place = self.sync_dir if self.sync_dir.startswith("/") else f"./{self.sync_dir}"    # `host::module` is something else
                 words = tempfile.TemporaryFile()    # noqa: SIM115  closed below
                 running.append((host, words, subprocess.Popen(
                     [*die_with_us(), "rsync", "-az", "-s", "-e", " ".join(map(_rsync_word, self.client(host))), "--", "./",
-                     f"{name}:{self.sync_dir}/"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
+                     f"{name}:{place}/"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
                     start_new_session=True)))
                 log.info("copying the tree to %s:%s", host.name, self.sync_dir)
             while any(process.poll() is None for _, _, process in running) and not interrupted():
@@ -346,6 +353,10 @@ class _Errors(Stream):
     def feed(self, data: bytes) -> None:
         super().feed(data)
         self.ended = self.ended or not data
+
+    def cut(self, rest: bytes) -> int:
+        at = rest.rfind(self._node.mark[:1])
+        return at if at > 0 and self._node.mark.startswith(rest[at:at + len(self._node.mark)]) else len(rest)
 
     def select(self, lines: list[bytes]) -> list[bytes]:
         node, out = self._node, []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import io
 import os
 import re
 import secrets
@@ -22,7 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from lapse import ssh
+from lapse import _remote, ssh
+from lapse.processes import LINE_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0
@@ -293,6 +295,35 @@ def test_the_tree_is_copied(cluster):
     assert re.search(r"lapse: host 127\.0\.0\.\d: cannot copy the tree to /proc/none/such: ", done.stderr)
 
 
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="not installed: rsync")
+def test_the_name_of_the_folder_is_no_rsync_syntax(cluster, monkeypatch):
+    here = cluster.folder / "tree"
+    here.mkdir()
+    (here / "file").write_text("found")
+    for sshd in cluster.sshds:          # relative names begin in the home folder over there
+        with (cluster.folder / f"{sshd.address}.conf").open("a") as config:
+            config.write(f'ForceCommand cd {cluster.folder} && eval "$SSH_ORIGINAL_COMMAND"\n')
+    for name in (":there", "-there", "x:there"):
+        done = cluster.run(1, "sh", "-c", "pwd; cat file", cwd=here, options=[f"--sync-dir={name}"])
+        assert done.returncode == 0, done.stderr
+        assert f"] {cluster.folder / name}\n" in done.stdout and "] found\n" in done.stdout
+
+
+def test_all_output_comes_though_it_is_read_slowly(cluster):
+    """Far more than fits into pipes; when the reader is through with it, the node has long ended."""
+    lines = 40_000
+    job = subprocess.Popen([*TRACKER, *cluster.arguments(1), sys.executable, "-c",
+                            f"for number in range({lines}): print(number, 'x' * 40)"], cwd=ROOT, stdin=subprocess.DEVNULL,
+                           stdout=subprocess.PIPE)
+    found = b""
+    while piece := os.read(job.stdout.fileno(), 1 << 15):
+        found += piece
+        time.sleep(0.05)
+    job.stdout.close()
+    assert job.wait(PATIENCE) == 0
+    assert [int(line.split()[3]) for line in found.splitlines()] == list(range(lines))
+
+
 # -- jobs that fail
 
 MEET = """
@@ -325,9 +356,41 @@ def test_exit_code_255_is_the_programs(cluster):
     assert "ended with exit code 255" in done.stderr and "broke" not in done.stderr
 
 
+FLOOD = """
+import os, time
+os.set_blocking(2, False)
+print("up", os.getpid(), flush=True)
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    try:
+        os.write(2, b"y" * 4096)
+        end = time.monotonic() + 1
+    except BlockingIOError:
+        time.sleep(0.01)
+os._exit(9)
+"""
+
+
+def test_the_end_of_a_node_whose_standard_error_is_full_and_does_not_block(cluster):
+    job = Background(cluster, 1, *program(cluster, FLOOD))
+    job.until(b"] up ", 1)
+    node = Path("/proc", re.search(rb"up (\d+)", job.output)[1].decode(), "stat")
+    job.popen.send_signal(signal.SIGSTOP)
+    end = time.monotonic() + PATIENCE
+    with contextlib.suppress(FileNotFoundError):
+        while node.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    job.popen.send_signal(signal.SIGCONT)
+    os.set_blocking(job.popen.stdout.fileno(), True)
+    job.output += job.popen.stdout.read()
+    assert job.end() == 9
+    assert job.output.endswith(b"): ended with exit code 9\n"), job.output[-500:]
+
+
 @pytest.mark.parametrize(("command", "code", "words"), [
     (["no-such-command"], 127, "no-such-command: command not found"), (["./no/such"], 127, "./no/such: command not found"),
-    (["/dev/null"], 126, "/dev/null: Permission denied"),
+    (["/dev/null"], 126, "/dev/null: Permission denied"), ([b"zw\xf6lf".decode(errors="surrogateescape")], 127, "zw?lf: command not found"),
 ])
 def test_a_command_that_is_not_there(cluster, command, code, words):
     done = cluster.run(3, *command)
@@ -367,6 +430,23 @@ def test_a_host_without_an_address(cluster):
     done = cluster.run(2, "true")
     assert done.returncode == 1 and is_one_sentence(done.stderr), done.stderr
     assert "host no-such-host.invalid: cannot find the address" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 70, "a..b"])
+def test_a_host_that_cannot_have_an_address(cluster, name):
+    for options in ([], ["--host", name]):
+        cluster.hosts([cluster.sshds[0].address if options else name])
+        done = cluster.run(1, "true", options=options)
+        assert done.returncode == 1 and is_one_sentence(done.stderr), done.stderr
+        assert f"cannot find the address of host '{name}'" in done.stderr
+
+
+def test_the_current_folder_is_gone(cluster, tmp_path):
+    where = tmp_path / "gone"
+    where.mkdir()
+    done = subprocess.run(["sh", "-c", 'rmdir "$0" && exec "$@"', str(where), *TRACKER, *cluster.arguments(1), "true"], cwd=where,
+                          capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2 and is_one_sentence(done.stderr) and "the current folder: No such file" in done.stderr, done.stderr
 
 
 def test_a_host_whose_key_is_another_or_unknown(cluster):
@@ -498,7 +578,8 @@ def test_a_broken_connection(cluster, rank):
 # -- wrong input
 
 @pytest.mark.parametrize(("line", "words"), [
-    ("host:port", "'port' is not a port"), ("host:0", "'0' is not a port"), ("host:70000", "'70000' is not a port"),
+    pytest.param("host:" + "9" * 5000, "9' is not a port", id="host:9..."), ("host:port", "'port' is not a port"),
+    ("host:0", "'0' is not a port"), ("host:70000", "'70000' is not a port"),
     ("host:", "'' is not a port"), ("a b", "one host is expected, not 2 words"), ("host slots=4", "2 words"),
     ("-oProxyCommand=id", "'-oProxyCommand=id' is not a host"), ("$(id)", "is not a host"), ("ho/st", "is not a host"),
     ("a;b", "is not a host"), (":22", "is not a host"), ("@host", "is not the name of a user"), ("-l@host", "is not the name of a user"),
@@ -524,10 +605,13 @@ def test_host_files_without_hosts(cluster):
 @pytest.mark.parametrize(("options", "words"), [
     (["-p", "0"], "a port is in"), (["--ssh-options", "'"], "--ssh-options: No closing quotation"),
     (["--env", "NO_SUCH_VARIABLE"], "no such variable"),
+    (["--sync-dir", ""], "--sync-dir: the name of the folder is empty"),
     (["-s", "0"], "at least one node"), (["-n", "2"], "no worker processes"), (["-i", "/no/such/key"], "/no/such/key: cannot be read"),
 ])
-def test_wrong_options(cluster, options, words):
-    done = cluster.run(2, "true", options=options)
+def test_wrong_options(cluster, tmp_path, options, words):
+    (tmp_path / "rsync").symlink_to("/bin/false")       # an empty folder's name must not come as far as that
+    done = cluster.run(2, "true", options=options, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert not any(sshd.connections for sshd in cluster.sshds)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
@@ -545,3 +629,29 @@ def test_without_the_programs(cluster, tmp_path, name, options):
     done = cluster.run(2, "true", options=options, env={"PATH": str(tmp_path)})
     assert done.returncode == 127 and is_one_sentence(done.stderr), done.stderr
     assert f"lapse: {name}: command not found" in done.stderr
+
+
+# -- the two ends
+
+def test_a_signal_that_arrives_in_two_parts(monkeypatch):
+    parts, sent, begun = [b"2\n1", b"5\n18", b"\n", b""], [], b""
+    monkeypatch.setattr(_remote.os, "read", lambda descriptor, size: parts.pop(0))
+    monkeypatch.setattr(_remote, "signal_group", lambda group, number: sent.append((group, number)))
+    while begun is not None:
+        begun = _remote.read_signals(77, begun)
+    assert (parts, sent) == ([], [(77, 2), (77, 15), (77, 18)])
+
+
+@pytest.mark.parametrize("first", [1, 6, 38, 39, 40, 47])
+def test_a_report_that_is_read_in_two_parts_after_an_endless_line(first):
+    """A line that is too long is broken, but not within a report."""
+    out = io.BytesIO()
+    node = ssh.RemoteNode(0, subprocess.Popen(["true"]), "host", "python")
+    node.process.wait()
+    node.started = True
+    errors = ssh._Errors(b"", None, out, node)
+    report = node.mark + b" ended 7\n"
+    errors.feed(b"y" * LINE_BYTES + report[:first])
+    errors.feed(report[first:])
+    errors.feed(b"")
+    assert (node._told, out.getvalue()) == (7, b"y" * LINE_BYTES + b"\n")

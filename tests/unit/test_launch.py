@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import re
 import secrets
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -163,6 +166,38 @@ def test_a_reader_that_goes_away_ends_the_job(tag):
     job.stdout.read(100)
     job.stdout.close()
     assert job.wait(PATIENCE) == 128 + signal.SIGPIPE
+
+
+def test_ctrl_c_ends_a_job_whose_output_nobody_reads(tag):
+    """The launcher's standard output and standard error are full, and stay so."""
+    body = "import sys\nwhile True: print('x' * 1000, file=sys.stderr)"
+    job = subprocess.Popen([*TRACKER, "-s", "2", sys.executable, "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    job.stderr.read(100_000)
+    end = time.monotonic() + PATIENCE
+    while struct.unpack("i", fcntl.ioctl(job.stderr, termios.FIONREAD, bytes(4)))[0] < fcntl.fcntl(job.stderr, fcntl.F_GETPIPE_SZ) - 4096:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    while len(tagged(tag)) > 1:         # the launcher itself has something to say
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    job.stderr.read()
+    assert job.wait(PATIENCE) == 130
+    job.stdout.close()
+    job.stderr.close()
+
+
+def test_output_that_cannot_be_written(tag):
+    with Path("/dev/full").open("wb") as full:
+        job = subprocess.run([*TRACKER, "-s", "2", sys.executable, "-c", "import time; print('x'); time.sleep(600)"], stdout=full,
+                             stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
+    assert (job.returncode, job.stderr) == (1, b"lapse: cannot write what the nodes write: No space left on device\n")
+
+
+def test_more_nodes_than_descriptors(tag):
+    command = [*TRACKER, "-s", "30", sys.executable, "-c", "import time; time.sleep(600)"]
+    job = subprocess.run(["sh", "-c", 'ulimit -n 40; exec "$@"', "sh", *command], capture_output=True, timeout=PATIENCE, check=False)
+    assert job.returncode == 1 and re.fullmatch(rb"lapse: cannot start node \d+ of 30: Too many open files\n", job.stderr), job.stderr
 
 
 # -- command lines
