@@ -33,7 +33,7 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak faults faults-quick fuzz fuzz-quick demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
+.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak faults faults-quick fuzz fuzz-quick strangers demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -89,6 +89,11 @@ fuzz: kernels build/stamps/environment-dev     ## fuzz what a node does with fra
 
 fuzz-quick: kernels build/stamps/environment-dev       # a part of `make check`
 	@"$(PYTHON)" tools/fuzz.py --executions 200000 --seconds 20 --if-possible $(ARGS)
+
+SHOTS ?= 1000000
+TRAITORS ?= 200
+strangers: kernels build/stamps/environment-dev    ## handshakes and frames of strangers and traitors at running jobs (SHOTS=1000000 TRAITORS=200)
+	@"$(PYTHON)" tests/strangers.py --shots $(SHOTS) --traitors $(TRAITORS) $(ARGS)
 
 demo:                              ## fetch MovieLens 100K, factorize it on 2 local nodes, draw the course (build/demo/demo.png)
 	@echo "demo: building what is not built yet (about a minute on a fresh machine)" >&2

@@ -74,7 +74,8 @@ def build(clang: str) -> None:
     environment.pop("LAPSE_WERROR", None)
     subprocess.run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], cwd=TREE, env=environment, check=True)
     get = sysconfig.get_config_var
-    subprocess.run([clang, "-g", "-O1", SANITIZERS, "-fno-sanitize=function", "-rdynamic", f'-DFUZZ_PYTHON="{sys.executable}"', f'-DFUZZ_TREE="{TREE}"',
+    subprocess.run([clang, "-g", "-O1", SANITIZERS, "-fno-sanitize=function", "-rdynamic",
+                    f'-DFUZZ_PYTHON="{sys.executable}"', f'-DFUZZ_TREE="{TREE}"',
                     f"-I{sysconfig.get_path('include')}", "tests/fuzz/target.cpp", "-o", "target", f"-L{get('LIBDIR')}",
                     f"-Wl,-rpath,{get('LIBDIR')}", f"-lpython{get('LDVERSION')}", *get("LIBS").split(), *get("SYSLIBS").split()],
                    cwd=TREE, check=True)
