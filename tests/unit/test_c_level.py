@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import lapse
+from lapse._build import kind
 
 pytest.importorskip("Cython")
 PACKAGE = str(Path(lapse.__file__).parents[1])
+SANITIZERS = {"asan": "-fsanitize=address,undefined", "tsan": "-fsanitize=thread"}
 
 pytestmark = pytest.mark.xdist_group("c_level")
 
@@ -225,7 +227,8 @@ def user(tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
     (folder / "user.pyx").write_text(USER.lstrip())
     (folder / "setup.py").write_text(SETUP)
-    environment = {**os.environ, "PYTHONPATH": PACKAGE}
+    # It inlines latches, which a sanitizer has to see as those of the package.
+    environment = {**os.environ, "PYTHONPATH": PACKAGE, "CFLAGS": SANITIZERS.get(kind, "")}
     done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, env=environment, text=True,
                           capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
