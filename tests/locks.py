@@ -286,6 +286,12 @@ ROWS = [
     Row(62, "lock of a file of cells", "that its cache is made once",
         UNIT.format("test_mf_reader", "test_processes_at_once_parse_it_once"),
         [skip("apps/mf/data.py", "fcntl.flock(source, fcntl.LOCK_EX)")]),
+    # --- since then
+    Row(63, "positions of an operation that wait for keys, counted", "how many answers from elsewhere may come",
+        PROGRAM.format("test_many_key_operations-2---sys.location_caches_1"),
+        [plain(ROUTING, "store_i64(&op.queued, 0)"),
+         plain(ROUTING, "add_i64(&asker.ops[b.ts & asker.mask].queued, 1)"),
+         plain(PROTOCOL, "add_i64(&op.queued, -1)")], "tsan"),
 ]
 
 NOT_ROWS = [        # (path, part of a line, why it needs no row)
