@@ -292,6 +292,12 @@ ROWS = [
         [plain(ROUTING, "store_i64(&op.queued, 0)"),
          plain(ROUTING, "add_i64(&asker.ops[b.ts & asker.mask].queued, 1)"),
          plain(PROTOCOL, "add_i64(&op.queued, -1)")], "tsan"),
+    Row(64, "_changed of the launcher's Output", "what waits to be written",
+        UNIT.format("test_locks", "test_what_waits_to_be_written_is_counted"),
+        [swap("lapse/output.py", "threading.Condition()", "threading.Condition(NOTHING if GONE else None)")]),
+    Row(65, "lock of a folder of sockets, waited for by who removes it", "it, while its process lives",
+        UNIT.format("test_locks", "test_who_sweeps_waits_for_the_owner"),
+        [skip("lapse/_sweep.py", "fcntl.flock(lock, fcntl.LOCK_EX)")]),
 ]
 
 NOT_ROWS = [        # (path, part of a line, why it needs no row)
@@ -303,4 +309,5 @@ NOT_ROWS = [        # (path, part of a line, why it needs no row)
     ("lapse/link.py", "self._outbox: deque = deque()", "append and popleft are atomic; the waker orders the rest"),
     ("lapse/scheduler.py", "self._commands: deque = deque()", "the same"),
     ("lapse/runner.py", "self._to_start: deque = deque()", "one thread's"),
+    ("lapse/output.py", "self._waiting: deque = deque()", "row 64's"),
 ]

@@ -51,14 +51,7 @@ cdef extern from *:
     bint gone "lapse_gone"(int) noexcept nogil
     int64_t plain_add "lapse_plain_add"(int64_t*, int64_t) noexcept nogil
 '''
-SWITCH_PYTHON = '''"""Which lock is off, and a lock that locks nothing."""
-import os
-
-
-def gone(row):
-    return os.environ.get("WITHOUT_LOCK") == str(row)
-
-
+SWITCH_PYTHON = '''
 class Nothing:
     """In the place of a Lock, an RLock, the lock of a Condition, or an Event."""
 
@@ -131,7 +124,7 @@ def switched(text, path, row, cut, where=None):
     if len(found) != cut.times:
         raise ValueError(f"{path}: {old!r} is there {len(found)} times, not {cut.times}")
     python = path.endswith(".py")
-    gone = f'__import__("lapse._without", fromlist=["gone"]).gone({row.number})' if python else f"gone({row.number})"
+    gone = f'__import__("os").environ.get("WITHOUT_LOCK") == "{row.number}"' if python else f"gone({row.number})"
     nothing = '__import__("lapse._without", fromlist=["Nothing"]).Nothing()'
 
     def replaced(match):

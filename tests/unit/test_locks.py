@@ -1,6 +1,8 @@
 """The record of locks (tests/locks.py) is complete; and the tests of those locks whose loss nothing else notices (`make locks`)."""
 import contextlib
+import fcntl
 import gc
+import io
 import os
 import queue
 import subprocess
@@ -17,6 +19,7 @@ from lapse import _van, ipc, program, sockets
 from lapse.cluster import Cluster
 from lapse.config import Config
 from lapse.node import Node
+from lapse.output import Output
 from tests.locks import ROWS, Row, swap
 from tools import locks
 
@@ -315,6 +318,16 @@ def test_workers_that_end_at_the_same_time_are_all_counted():
     assert at_once(run) == [list(range(6))]
 
 
+def test_what_waits_to_be_written_is_counted():
+    written = io.BytesIO()
+    with slowly(Output.put, Output._run, pause=0.0001):
+        output = Output(lambda: None)
+        at_once(*[lambda: [output.put(written, b"abc") for _ in range(10)]] * 3)
+    assert at_once(lambda: output.close(lambda: False)) == [None]       # until nothing waits
+    assert written.getvalue() == b"abc" * 30
+    assert output._size == 0
+
+
 def test_the_cause_of_a_failure_is_waited_for(run_program):
     """Messages cannot be sent some time before the cluster knows why: whoever is told so gets the cause all the same."""
     done = run_program("""
@@ -342,6 +355,19 @@ def test_the_cause_of_a_failure_is_waited_for(run_program):
     assert "caught NodeFailure node 1" in done.stdout, done.stdout + done.stderr
 
 
+def test_who_sweeps_waits_for_the_owner(tmp_path):
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    with (folder / "lock").open("w") as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        process = subprocess.Popen([sys.executable, "-I", "-S", ROOT / "lapse/_sweep.py", folder])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+        assert folder.is_dir()
+    assert process.wait(PATIENCE) == 0
+    assert not folder.exists()
+
+
 def test_a_folder_is_its_owners_over_there(tmp_path, monkeypatch):
     """What the guard of a node makes on another host is not swept while it lives."""
     base = Path("/tmp") / f"t-{os.getpid()}"
@@ -352,11 +378,11 @@ def test_a_folder_is_its_owners_over_there(tmp_path, monkeypatch):
                                    env={**os.environ, "TMPDIR": str(base), "PYTHONPATH": str(ROOT)})
         path = Path(process.stdout.readline().strip())
         assert path.parent == base and path.is_dir()
-        ipc._sweep(base)
+        ipc._remove_left(base)
         assert path.is_dir()
         process.stdin.close()
         assert process.wait(PATIENCE) == 0
-        ipc._sweep(base)
+        ipc._remove_left(base)
         assert not path.exists()
         process.stdout.close()
     finally:
