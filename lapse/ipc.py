@@ -48,12 +48,12 @@ class Folder:
 
     def remove(self) -> None:
         if self._lock is not None and os.getpid() == self._pid:
+            if self._sweeper is not None:       # first: it is not to see the name when that may be somebody else's
+                self._sweeper.kill()
+                self._sweeper.wait()
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = None
-            if self._sweeper is not None:
-                self._sweeper.kill()
-                self._sweeper.wait()
 
 
 def _start_sweeper(path: str) -> subprocess.Popen | None:

@@ -555,6 +555,17 @@ def test_a_frozen_node(cluster, what):
     assert not cluster.gone()
 
 
+def test_a_killed_guard(cluster):
+    """The node that it watched over dies with it, though it looks at nothing and ignores signals."""
+    job = Background(cluster, 2, *program(cluster, SLEEP))
+    job.until(b"] up ", 2)
+    pid = int(re.search(rb"^\[node 0 [\d.]+\] up (\d+)", job.output, re.MULTILINE)[1])
+    os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    assert job.end() != 0
+    assert not cluster.gone()
+    assert re.search(rb"^lapse: node 0 \(127\.0\.0\.2, pid %d\): " % pid, job.output, re.MULTILINE), job.output
+
+
 def test_the_death_of_the_launcher(cluster):
     job = Background(cluster, 3, *program(cluster, SLEEP))
     job.until(b"] up ", 3)

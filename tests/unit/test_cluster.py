@@ -1,6 +1,7 @@
 """lapse.cluster with real sockets and real processes: rendezvous, meetings, liveness, strangers. Loopback only, free ports only."""
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from lapse import control, hosts, ipc
+from lapse import _sweep, control, hosts, ipc
 from lapse.cluster import Cluster, Failure, Scheduler, any_alive
 from lapse.config import Config
 from lapse.errors import LapseError, NodeFailure
@@ -825,6 +826,27 @@ def test_folders_of_dead_processes_are_swept(monkeypatch, sweeper):
         mine.remove()
     assert not list(Path(base).iterdir())
     Path(base).rmdir()
+
+
+def test_the_sweeper_follows_no_link(tmp_path):
+    """Once the folder is gone, anybody can give its name to something else."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+        (folder / "lock").touch()
+    (theirs / "precious").touch()
+    with (ours / "lock").open("r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweeper = subprocess.Popen([sys.executable, "-I", "-S", _sweep.__file__, str(ours)])
+        deadline = time.monotonic() + PATIENCE
+        while not any(str(sweeper.pid) in line.split() for line in Path("/proc/locks").read_text().splitlines()):    # it waits
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ours.rename(tmp_path / "moved")
+        ours.symlink_to(theirs)
+    assert sweeper.wait(PATIENCE) == 0
+    assert sorted(path.name for path in theirs.iterdir()) == ["lock", "precious"]
+    assert not list((tmp_path / "moved").iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
