@@ -26,8 +26,9 @@ def main() -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     for _ in range(TRIES):
         try:
-            for name in os.listdir(folder):
-                os.unlink(name, dir_fd=folder)
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    os.unlink(entry.name, dir_fd=folder)
             os.rmdir(path)
             return
         except FileNotFoundError:

@@ -556,14 +556,22 @@ def test_a_frozen_node(cluster, what):
 
 
 def test_a_killed_guard(cluster):
-    """The node that it watched over dies with it, though it looks at nothing and ignores signals."""
+    """The node that it watched over dies with it, though it looks at nothing and ignores signals. Its folder goes with the next job."""
+    def folders():
+        return {path.name for path in Path(os.environ["TMPDIR"]).glob("lapse-*")}
+
     job = Background(cluster, 2, *program(cluster, SLEEP))
     job.until(b"] up ", 2)
+    used = folders()
+    subprocess.run([*RUN, "-s", "1", "true"], cwd=ROOT, timeout=PATIENCE, check=True)
+    assert len(used) == 2 and folders() == used         # another job leaves them alone
     pid = int(re.search(rb"^\[node 0 [\d.]+\] up (\d+)", job.output, re.MULTILINE)[1])
     os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
     assert job.end() != 0
     assert not cluster.gone()
     assert re.search(rb"^lapse: node 0 \(127\.0\.0\.2, pid %d\): " % pid, job.output, re.MULTILINE), job.output
+    subprocess.run([*RUN, "-s", "1", "true"], cwd=ROOT, timeout=PATIENCE, check=True)
+    assert not folders()
 
 
 def test_the_death_of_the_launcher(cluster):
