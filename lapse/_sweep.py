@@ -11,13 +11,14 @@ import fcntl
 import os
 import sys
 import time
+from pathlib import Path
 
 TRIES = 20          # a node that is about to be killed may still bind a socket
 PAUSE = 0.05
 
 
 def main() -> None:
-    path = sys.argv[1]
+    path = Path(sys.argv[1])
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         lock = os.open("lock", os.O_RDWR | os.O_NOFOLLOW, dir_fd=folder)
@@ -29,7 +30,7 @@ def main() -> None:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     os.unlink(entry.name, dir_fd=folder)
-            os.rmdir(path)
+            path.rmdir()
             return
         except FileNotFoundError:
             return
