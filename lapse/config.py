@@ -10,6 +10,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 
 from lapse import hosts
+from lapse.control import MAX_THREADS
 from lapse.keys import Keys, read_file
 
 CLUSTER_VARIABLES = ("DMLC_ROLE", "DMLC_NUM_SERVER", "DMLC_PS_ROOT_URI", "DMLC_PS_ROOT_PORT")
@@ -56,7 +57,7 @@ class Config:
 
     def __post_init__(self):
         _check_whole("num_keys", self.num_keys, 1, 2**63 - 1)
-        _check_whole("num_threads", self.num_threads, 1, 2**31 - 1)
+        _check_whole("num_threads", self.num_threads, 1, MAX_THREADS)
         _check_whole("num_nodes", self.num_nodes, 1, MAX_NODES)
         _check_whole("root_port", self.root_port, 0, 65535)
         _check_whole("zmq_threads", self.zmq_threads, 1, 1024)

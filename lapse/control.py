@@ -22,6 +22,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,6 +32,8 @@ from lapse import keys
 VERSION = 2
 MAX_BYTES = 16 << 20  # of one message
 MAX_NAME = 4096
+MAX_DEPTH = 8         # of tables and lists in each other: whoever prints or compares them must not run out of stack
+MAX_THREADS = 65536   # of a node: the scheduler has a name for each
 
 
 class Failure(NamedTuple):
@@ -47,12 +50,19 @@ class Malformed(ValueError):
     """A frame that is not a message of this protocol."""
 
 
+_HALF = re.compile("[\ud800-\udfff]")
 _IPC = re.compile(r"ipc:///[^\x00-\x1f\x7f]{1,98}\Z")
 _TCP = re.compile(r"tcp://(\d{1,3}(\.\d{1,3}){3}|\[[0-9a-fA-F:.]{2,45}(%[\w.-]{1,16})?\]):\d{1,5}\Z")
 
 
 def _text(value) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_NAME
+    """Characters that can be written down (JSON can also name halves of some)."""
+    return isinstance(value, str) and len(value) <= MAX_NAME and (value.isascii() or not _HALF.search(value))
+
+
+def _line(value) -> bool:
+    """A text that does to a log or a terminal what it seems to."""
+    return _text(value) and value.isprintable()
 
 
 def _whole(value) -> bool:
@@ -74,7 +84,7 @@ def _list_of(check: Callable) -> Callable:
 
 def _member(value) -> bool:
     return (isinstance(value, dict) and set(value) == {"rank", "host", "place", "pid", "key"} and _whole(value["rank"])
-            and _text(value["host"]) and _text(value["place"]) and _whole(value["pid"]) and _key(value["key"]))
+            and _line(value["host"]) and _line(value["place"]) and _whole(value["pid"]) and _key(value["key"]))
 
 
 def _key(value) -> bool:
@@ -93,23 +103,29 @@ def _maybe(check: Callable) -> Callable:
 
 
 def _table(value) -> bool:
-    return isinstance(value, dict) and all(_text(name) for name in value)
+    return isinstance(value, dict) and all(_text(name) for name in value) and _shallow(value, MAX_DEPTH)
 
 
-_FAILURE = {"rank": _maybe(_whole), "host": _text, "pid": _whole, "cause": _text, "noticed_by": _text}
+def _shallow(value, depth: int) -> bool:
+    if isinstance(value, (dict, list)):
+        return depth > 0 and all(_shallow(entry, depth - 1) for entry in (value.values() if isinstance(value, dict) else value))
+    return (not isinstance(value, float) or math.isfinite(value)) and (not isinstance(value, str) or _text(value))
+
+
+_FAILURE = {"rank": _maybe(_whole), "host": _line, "pid": _whole, "cause": _text, "noticed_by": _text}
 _SCHEMA: dict[str, dict[str, Callable]] = {
-    "join": {"version": _whole, "nodes": _whole, "threads": _whole, "host": _text, "place": _text, "pid": _whole,
+    "join": {"version": _whole, "nodes": _whole, "threads": _whole, "host": _line, "place": _line, "pid": _whole,
              "hint": _maybe(_whole), "description": _table, "join_timeout": _seconds, "barrier_warning": _seconds},
     "welcome": {"rank": _whole, "job": _whole, "pid": _whole, "members": _list_of(_member)},
     "bound": {"endpoints": _endpoints},
     "table": {"endpoints": _list_of(_endpoints)},
-    "arrive": {"group": _text, "member": _text},
-    "release": {"group": _text, "members": _list_of(_text)},
-    "missing": {"group": _text, "members": _list_of(_text), "seconds": _seconds},
-    "retire": {"member": _text},
-    "enlist": {"member": _text},
-    "compare": {"name": _text, "data": _table},
-    "compared": {"name": _text, "data": _list_of(_table)},
+    "arrive": {"group": _line, "member": _line},
+    "release": {"group": _line, "members": _list_of(_line)},
+    "missing": {"group": _line, "members": _list_of(_line), "seconds": _seconds},
+    "retire": {"member": _line},
+    "enlist": {"member": _line},
+    "compare": {"name": _line, "data": _table},
+    "compared": {"name": _line, "data": _list_of(_table)},
     "fail": {"rank": _maybe(_whole), "how": lambda value: value in ("said", "lost"), "cause": _text},
     "failed": _FAILURE,
     "refused": {"reason": _text},
@@ -119,10 +135,11 @@ _SCHEMA: dict[str, dict[str, Callable]] = {
 
 
 def encode(kind: str, **fields) -> bytes:
-    """One frame. Long texts are cut, so that what this side says is always legal on the other."""
+    """One frame. Long texts are cut and halves of characters replaced, so that what this side says is always legal on the other."""
     for name, value in fields.items():
-        if isinstance(value, str) and len(value) > MAX_NAME:
-            fields[name] = value[:MAX_NAME - 3] + "..."
+        if isinstance(value, str):
+            value = value if len(value) <= MAX_NAME else value[:MAX_NAME - 3] + "..."
+            fields[name] = _HALF.sub("?", value)
     return json.dumps({"type": kind, **fields}, separators=(",", ":")).encode()
 
 
@@ -131,7 +148,7 @@ def decode(frames: list[bytes]) -> dict:
     if len(frames) != 1 or len(frames[0]) > MAX_BYTES:
         raise Malformed(f"{len(frames)} frames" if len(frames) != 1 else f"{len(frames[0])} bytes")
     try:
-        message = json.loads(frames[0])
+        message = json.loads(frames[0].decode())
     except (ValueError, RecursionError):
         raise Malformed("not JSON") from None
     kind = message.get("type") if isinstance(message, dict) else None

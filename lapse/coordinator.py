@@ -15,10 +15,11 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from lapse import hosts
-from lapse.control import VERSION, Failure
+from lapse.control import MAX_THREADS, VERSION, Failure
 
 log = logging.getLogger("lapse.cluster")
 
+MAX_COMPARED = 16       # comparisons that have begun and not ended
 GATHER = 0.3            # seconds between the first report of a failure and the verdict
 GATHER_LAUNCHER = 1.0   # ... when a launcher will know how the process ended
 
@@ -176,8 +177,8 @@ class Coordinator:
             reason = f"the job has its {self.num_nodes} nodes already"
         elif hint is not None and (hint >= self.num_nodes or any(m.join["hint"] == hint for m in self.members.values())):
             reason = f"rank {hint} is taken" if hint < self.num_nodes else f"there is no rank {hint}"
-        elif not 1 <= message["threads"] < 2**31:
-            reason = "a node needs worker threads"
+        elif not 1 <= message["threads"] <= MAX_THREADS:
+            reason = f"a node needs worker threads, at most {MAX_THREADS}"
         if reason:
             log.warning("refused a node (%s, pid %d): %s", message["host"], message["pid"], reason)
             self._send(peer, "refused", {"reason": reason})
@@ -315,6 +316,9 @@ class Coordinator:
         barrier.warn_at = now + barrier.pause
 
     def _compare(self, member: Member, message: dict, now: float) -> None:
+        if message["name"] not in self._compared and len(self._compared) >= MAX_COMPARED:
+            self.violation(member.peer, f"sent data for {message['name']!r} while {MAX_COMPARED} other comparisons are open", now)
+            return
         data = self._compared.setdefault(message["name"], {})
         if member.rank in data:
             self.violation(member.peer, f"sent its data for {message['name']!r} twice", now)

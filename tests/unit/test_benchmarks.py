@@ -12,13 +12,14 @@ if _build.kind != "release":
 pytest.importorskip("benchmarks._loops", reason="the benchmarks are not compiled (make kernels)")
 
 from benchmarks import __main__ as command
-from benchmarks import calls, kge, memory, mf, remote, report, rescal, rows, sampling, w2v, w2v_text
+from benchmarks import calls, kge, memory, mf, remote, report, rescal, rows, sampling, security, w2v, w2v_text
 
 SIZES = {
     rows: {"num_keys": 2000, "keys_per_call": 100, "rounds": 2, "rows": 2000},
     calls: {"num_keys": 2000, "rounds": 2, "calls": 500, "keys_per_call": 100, "slice": 60_000_000},
     remote: {"num_keys": 20_000, "rounds": 2, "short_rounds": 2, "calls": 20, "flights": 50, "window": 16,
              "keys_per_call": 10, "batches": 5, "batch": 100},
+    security: {"num_keys": 100_000, "rounds": 2, "calls": 20, "flights": 20, "window": 8},
     memory: {"few": 50_000, "many": 100_000},
     mf: {"rows": 300, "cols": 200, "cells": 5000, "tests": 100, "rank": 8, "rounds": 2, "epochs": 3, "movielens": 0},
     sampling: {"num_keys": 2000, "rounds": 2, "draws": 6400},

@@ -7,7 +7,11 @@ import random
 import pytest
 import zmq
 
+import lapse
 from lapse import control
+from lapse import keys as lapse_keys
+from lapse.config import Config
+from lapse.scheduler import Scheduler
 from tests import strangers
 
 pytestmark = pytest.mark.skipif(not zmq.has("curve"), reason="libzmq without CURVE")
@@ -38,6 +42,37 @@ def test_strangers_change_nothing(security, transport):
 def test_a_traitor_ends_the_job_and_is_named(security, transport, seed):
     """Both nodes are named, no process crashes, and no value that the other node reads is wrong (traitor looks)."""
     strangers.traitor(security, transport, seed)
+
+
+def limits(sock) -> tuple:
+    return (sock.getsockopt(zmq.MAXMSGSIZE), sock.getsockopt(zmq.HANDSHAKE_IVL), sock.getsockopt(zmq.ZAP_DOMAIN).rstrip(b"\0"),
+            sock.getsockopt(zmq.MECHANISM))
+
+
+def limits_of_all(worker) -> list:
+    cluster = lapse.node._node.cluster
+    return [limits(sock) for sock in (cluster.pull, cluster._link._dealer, *cluster.push)]
+
+
+@pytest.mark.parametrize(("security", "mechanism"), [("none", zmq.NULL), ("token", zmq.PLAIN), ("curve", zmq.CURVE)])
+def test_every_socket_has_its_limits_and_asks_who_is_there(security, mechanism):
+    """No frame above the limit, no handshake that takes longer than five seconds, a ZAP domain where somebody may connect."""
+    results = lapse.launch(limits_of_all, 2, num_keys=1, value_length=1, security=security, transport="tcp")
+    for rank, (result,) in enumerate(results):
+        pull, dealer, *pushes = result
+        data = pull[0]
+        assert 1 << 24 < data < (1 << 24) + (1 << 16)
+        assert pull == (data, 5000, b"lapse-data", mechanism)
+        assert dealer == (control.MAX_BYTES, 5000, b"", mechanism)
+        assert pushes[1 - rank] == (data, 5000, b"", mechanism)
+        assert pushes[rank][:2] == (data, 5000)         # inproc
+    scheduler = Scheduler(Config(num_keys=1, num_threads=1, role="scheduler", num_nodes=2, security="none" if security == "none" else None,
+                                 token="0123456789" if security == "token" else None,
+                                 keys=lapse_keys.make(2)[1] if security == "curve" else None), launched=True)
+    try:
+        assert limits(scheduler._router) == (control.MAX_BYTES, 5000, b"lapse-control", mechanism)
+    finally:
+        scheduler.close()
 
 
 def test_what_strangers_send_is_of_every_kind():
