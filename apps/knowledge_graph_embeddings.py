@@ -127,7 +127,9 @@ def read_train(args, nodes):
     workers = nodes * args.num_threads
     if args.read_partitioned_dataset:
         path = folder / partitioned_name(nodes, args.num_threads)
-        if not path.exists() and (folder / "train.del").exists():
+        if not path.exists():
+            if not (folder / "train.del").exists():
+                raise InputError(f"{folder}: {'no train.del there' if folder.is_dir() else 'no such folder'}")
             raise InputError(f"{path} is missing: make it by `python -m lapse partition {args.dataset} {nodes} {args.num_threads}`, or "
                              f"say --read_partitioned_dataset 0")
         triples, places = read_triples(path, *size, workers)

@@ -1,10 +1,11 @@
 """The command line of a program on Lapse: its parser, the options that every program takes, and what they mean to `setup`.
 
 Command lines that were written for the C++ programs run unchanged: a boolean takes a value, names may be shortened as long
-as they stay unambiguous, and `--opt value`, `--opt=value`, `-r 2` and `-r2` say the same. A wrong option ends with the usage
+as they stay unambiguous, and `--opt value`, `--opt=value`, `-r 2` and `-r2` say the same. A wrong option ends with two lines
 on stderr and exit code 2, `--help` with 0. Nothing here imports the core.
 """
 import argparse
+import difflib
 import math
 import re
 
@@ -133,7 +134,11 @@ class _Parser(argparse.ArgumentParser):
                    and not any(option.startswith(word.split("=", 1)[0]) for option in self._option_string_actions)]
         if unknown and "required" in message:
             message = f"unrecognized arguments: {' '.join(unknown)}"
-        super().error(message)
+        meant = difflib.get_close_matches(unknown[0].split("=", 1)[0], self._option_string_actions, 1) if unknown else []
+        if meant and "unrecognized" in message:
+            message += f"; {meant[0]}?"
+        # Not argparse's usage, in which the sentence would be lost: dozens of lines, from each node.
+        self.exit(2, f"usage: {self.prog} [option ...]; {self.prog} --help lists the options\n{self.prog}: error: {message}\n")
 
     def refuse(self, name):
         """End the program (exit code 2) over an option that belongs to a later version."""

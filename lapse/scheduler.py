@@ -66,7 +66,7 @@ class Scheduler:
         self.port = int(bound.rpartition(":")[2])
         self._coordinator = Coordinator(config.num_nodes, self._send, pid=self._pid, launched=launched,
                                         keys=config.keys.nodes if config.mode == "curve" else ())
-        log.info("the scheduler listens on %s", bound)
+        log.info("the scheduler listens on %s, security: %s", bound, config.mode)
 
     @property
     def joined(self) -> int:

@@ -35,6 +35,7 @@ log = logging.getLogger("lapse.launch")
 SSH_FAILED = 255
 EARLY_LINES = 100           # of ssh's own words that are kept
 CONNECT_TIMEOUT = 10        # seconds
+QUIET_COPY = 5.0            # seconds in which nothing is said about a copy
 AT_ONCE = 6                 # connections to one host on which nobody is logged in yet: sshd refuses some of more than 10 (MaxStartups)
 FIRST = ("-T", "-o", "BatchMode=yes")   # comes before what the user gives: ssh takes the first value of an option
 DEFAULTS = ("-o", f"ConnectTimeout={CONNECT_TIMEOUT}", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
@@ -145,7 +146,8 @@ class Ssh:
             try:
                 found.setdefault(hosts.address_towards(hosts.resolve(self._real_name(host))), host.name)
             except LapseError as error:
-                raise LapseError(f"host {host.name}: {error}; --host says on which address the scheduler is to listen") from None
+                raise LapseError(f"host {host.name}: {error} (a misspelt name? If ssh alone knows the way to it: --host says on which "
+                                 "address of this host the scheduler is to listen)") from None
         outside = [address for address in found if not hosts.is_loopback(address)]
         if len(outside) > 1:
             pairs = ", ".join(f"{found[address]} from {address}" for address in outside)
@@ -184,7 +186,11 @@ class Ssh:
                      f"{name}:{place}/"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=words,
                     start_new_session=True)))
                 log.info("copying the tree to %s:%s", host.name, self.sync_dir)
-            while any(process.poll() is None for _, _, process in running) and not interrupted():
+            begin: float | None = time.monotonic()
+            while (waiting := [host.name for host, _, process in running if process.poll() is None]) and not interrupted():
+                if begin is not None and time.monotonic() > begin + QUIET_COPY:
+                    begin = None
+                    log.warning("still copying the current folder to %s", ", ".join(waiting))
                 if any(process.poll() for _, _, process in running):
                     break
                 time.sleep(0.05)
@@ -338,8 +344,16 @@ class RemoteNode(Node):
         elif status in (126, 127):
             self.trouble = f"cannot run {self._python} on host {self.host}: {why}"
         else:
-            self.trouble = f"cannot start on host {self.host}: {why}"
+            self.trouble = f"cannot start on host {self.host}: {why}{self._host_key(why)}"
         return status or 1
+
+    def _host_key(self, why: str) -> str:
+        """What is wrong with the host's key, when ssh will not have it."""
+        if not why.startswith("Host key verification failed"):
+            return ""
+        if any(b"HAS CHANGED" in line for line in self.early):
+            return f": it is not the key that is known here as that of {self.host}"
+        return f": this host's key is not known here; log in to {self.host} once by ssh, and compare it"
 
 
 class _Errors(Stream):

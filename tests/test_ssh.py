@@ -453,10 +453,12 @@ def test_a_host_whose_key_is_another_or_unknown(cluster):
     cluster.known(cluster.sshds, "other")
     done = cluster.run(2, "true")
     assert done.returncode == 255 and is_one_sentence(done.stderr), done.stderr
-    assert re.search(r"cannot start on host 127\.0\.0\.[23]: Host key verification failed", done.stderr), done.stderr
+    assert re.search(r"cannot start on host 127\.0\.0\.[23]: Host key verification failed: it is not the key that is known",
+                     done.stderr), done.stderr
     (cluster.folder / "known").write_text("")
     done = cluster.run(2, "true")
-    assert done.returncode == 255 and "Host key verification failed" in done.stderr
+    assert done.returncode == 255 and is_one_sentence(done.stderr), done.stderr
+    assert "Host key verification failed: this host's key is not known here; log in to 127.0.0." in done.stderr
 
 
 def test_a_key_that_is_not_admitted(cluster):

@@ -100,8 +100,15 @@ def test_negative_values(parser):
 
 @pytest.mark.parametrize("words", [["--nothing"], ["--nothing", "3"], ["-z"], ["word"], ["--rank", "0"], ["--rank", "1e3"],
                                    ["--rank"], ["--dtype", "float16"], ["--shared_memory", "2"], ["--shared_memory"]])
-def test_wrong_options_end_with_usage_and_2(parser, capsys, words):
-    assert refused(parser, capsys, *words).startswith("usage: program")
+def test_wrong_options_end_with_two_lines_and_2(parser, capsys, words):
+    first, second = refused(parser, capsys, *words).splitlines()
+    assert first.startswith("usage: program") and second.startswith("program: error: ")
+
+
+def test_a_typo_in_an_option(parser, capsys):
+    for words in (["--rnak", "2"], ["--rnak=2"], ["--rank", "2", "--rnak"]):
+        assert refused(parser, capsys, *words).endswith("; --rank?\n"), words
+    assert refused(parser, capsys, "--nothing").endswith("unrecognized arguments: --nothing\n")
 
 
 def test_help_ends_with_0(parser, capsys):
