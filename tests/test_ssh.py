@@ -212,13 +212,15 @@ def test_matrix_factorization_on_three_hosts(cluster):
 
 
 REPORT = """
-import json, os, sys, lapse
+import json, os, sys
+before = set(os.environ)
+import lapse
 lapse.setup(10, 1)
 server = lapse.Server(2)
 config = lapse.node._node.config
 print("facts " + json.dumps({"mode": config.mode, "host": os.environ["DMLC_PS_ROOT_URI"], "cwd": os.getcwd(), "arguments": sys.argv[1:],
       "secrets": [n for n in os.environ if n in ("LAPSE_TOKEN", "LAPSE_SECRET_KEYS")], "rank": lapse.node._node.rank,
-      "extra": os.environ.get("EXTRA"), "given": os.environ.get("GIVEN"), "omp": os.environ.get("OMP_NUM_THREADS"),
+      "unwanted": sorted(before & {"LAPSE_TOKEN", "LAPSE_KEYS", "DMLC_NODE_HOST", "UNRELATED"}), "extra": os.environ.get("EXTRA"), "given": os.environ.get("GIVEN"), "omp": os.environ.get("OMP_NUM_THREADS"),
       "stdin": sys.stdin.read(), "secret": config.keys.secret if config.keys else "", "cmdline": [open(f"/proc/{p}/cmdline").read()
       for p in (os.getpid(), os.getppid())]}), flush=True)
 server.shutdown()
@@ -240,14 +242,15 @@ def program(cluster: Cluster, text: str) -> list[str]:
 def test_jobs_are_encrypted_and_words_arrive_as_they_are(cluster):
     """curve is the default, also on loopback; hosts in turn; nothing is interpreted by a shell; no secret on a command line."""
     words = ["a b", "$HOME `id` $(id)", "it's \"quoted\" \\ here", "*", "; exit 3", "", "zwölf\nlines", "-x"]
-    done = cluster.run(5, *program(cluster, REPORT), *words, env={"EXTRA": "x y'z", "OMP_NUM_THREADS": "1"},
-                       options=["--env", "EXTRA", "--env", "GIVEN=1=2"])
+    done = cluster.run(5, *program(cluster, REPORT), *words, options=["--env", "EXTRA", "--env", "GIVEN=1=2"],
+                       env={"EXTRA": "x y'z", "OMP_NUM_THREADS": "1", "UNRELATED": "1", "LAPSE_TOKEN": "of another job",
+                            "LAPSE_KEYS": "/no/such/file", "DMLC_NODE_HOST": "127.0.0.77"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert nodes_of(done.stdout) == {f"node {n} 127.0.0.{n % 3 + 2}" for n in range(5)}
     found = facts(done.stdout)
     assert [entry["rank"] for entry in found] == list(range(5))
     for entry in found:
-        assert entry["mode"] == "curve" and entry["secrets"] == [] and entry["stdin"] == ""
+        assert entry["mode"] == "curve" and entry["secrets"] == entry["unwanted"] == [] and entry["stdin"] == ""
         assert (entry["cwd"], entry["arguments"]) == (str(ROOT), words)
         assert (entry["extra"], entry["given"], entry["omp"], entry["host"]) == ("x y'z", "1=2", "1", "127.0.0.1")
         everything = "".join(line for other in found for line in other["cmdline"])
@@ -274,8 +277,12 @@ def test_the_scheduler_listens_where_it_is_told(cluster):
 def test_user_and_port(cluster):
     first = cluster.sshds[0]
     cluster.hosts([f"{getpass.getuser()}@{first.address}"])
+    (cluster.folder / "banner").write_text("welcome\n")
+    with (cluster.folder / f"{first.address}.conf").open("a") as config:
+        config.write(f"Banner {cluster.folder / 'banner'}\n")
     done = cluster.run(2, *program(cluster, REPORT), options=["-p", first.port])
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("127.0.0.2] welcome") == 2     # ssh's own words come, too
     assert nodes_of(done.stdout) == {"node 0 127.0.0.2", "node 1 127.0.0.2"}
 
 
@@ -469,6 +476,16 @@ def test_a_key_that_is_not_admitted(cluster):
     assert re.search(r"cannot start on host 127\.0\.0\.[23]: .*Permission denied \(publickey\)", done.stderr), done.stderr
 
 
+def test_nobody_is_asked_for_a_passphrase(cluster):
+    """Not by a window either (BatchMode): the job would wait for whoever is not there."""
+    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", str(cluster.folder / "id")], check=True, timeout=PATIENCE)
+    (cluster.folder / "ask").write_text(f"#!/bin/sh\ntouch {cluster.folder / 'asked'}\necho secret\n")
+    (cluster.folder / "ask").chmod(0o700)
+    done = cluster.run(1, "true", env={"SSH_ASKPASS": str(cluster.folder / "ask"), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":0"})
+    assert done.returncode == 255 and "Permission denied (publickey)" in done.stderr, done.stderr
+    assert not (cluster.folder / "asked").exists()
+
+
 class Background:
     """A launcher that is still running."""
 
@@ -557,8 +574,9 @@ def test_a_frozen_node(cluster, what):
     assert not cluster.gone()
 
 
-def test_a_killed_guard(cluster):
-    """The node that it watched over dies with it, though it looks at nothing and ignores signals. Its folder goes with the next job."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_guard(cluster, number):
+    """The node that it watched over dies with it, though it looks at nothing and ignores signals; so does its folder, or with the next job."""
     def folders():
         return {path.name for path in Path(os.environ["TMPDIR"]).glob("lapse-*")}
 
@@ -568,9 +586,10 @@ def test_a_killed_guard(cluster):
     subprocess.run([*RUN, "-s", "1", "true"], cwd=ROOT, timeout=PATIENCE, check=True)
     assert len(used) == 2 and folders() == used         # another job leaves them alone
     pid = int(re.search(rb"^\[node 0 [\d.]+\] up (\d+)", job.output, re.MULTILINE)[1])
-    os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    os.kill(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), number)
     assert job.end() != 0
     assert not cluster.gone()
+    assert len(folders()) == (number == signal.SIGKILL)
     assert re.search(rb"^lapse: node 0 \(127\.0\.0\.2, pid %d\): " % pid, job.output, re.MULTILINE), job.output
     subprocess.run([*RUN, "-s", "1", "true"], cwd=ROOT, timeout=PATIENCE, check=True)
     assert not folders()
