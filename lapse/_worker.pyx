@@ -273,6 +273,7 @@ cdef class Worker:
         return 0 if self.reached(ALL, 0) else self.block(ALL, 0, nanoseconds)
 
     cdef int is_finished(self, Timestamp ts) noexcept nogil:
+        cdef int code
         if ts < 0:
             return 1 if ts == DONE else <int>ts          # an operation that was refused
         if self.w == NULL:
@@ -281,7 +282,12 @@ cdef class Worker:
             return ERR_TIMESTAMP
         if self.w.held != 0:
             return ERR_HELD
-        return op_finished(self.w, ts)
+        if op_finished(self.w, ts):
+            return 1
+        code = load_i32(&self.van.state)
+        if code == 0 or load_i32(&self.van.serving) != 0:
+            return 0
+        return 1 if op_finished(self.w, ts) else code       # whoever looks again and again has to hear of the end, too
 
     # --- what is here ------------------------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,11 @@ class _Launch:
                 pipe.close()
             if folder is not None:
                 folder.remove()
-        return self._outcome()
+        try:
+            return self._outcome()
+        finally:
+            for process in self._processes:
+                process.close()     # not when the garbage collector comes by: it holds two descriptors
 
     def _start(self, rank: int) -> None:
         order_in, order_out = self._context.Pipe(duplex=False)

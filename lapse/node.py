@@ -151,6 +151,8 @@ def _describe(lengths: int | np.ndarray) -> str:
 class Node:
     """What Server and Workers share: the parts of this process, its worker slots, its end."""
 
+    van_type = _van.Van             # lapse.testing.injecting puts another one here
+
     def __init__(self, config: Config, visible, stored, dtype: str):
         self.config = config
         self.failure = None
@@ -195,7 +197,7 @@ class Node:
                                      shared_memory=config.shared_memory, credit_ops=config.credit_ops)
             if config.trace_keys:
                 self.protocol.trace(keys_to_trace(config.trace_keys, config.num_keys))
-            self.van = _van.Van(self.protocol, self.cluster.pull, self.cluster.push, self.cluster.job_id, self.cluster.authenticated)
+            self.van = Node.van_type(self.protocol, self.cluster.pull, self.cluster.push, self.cluster.job_id, self.cluster.authenticated)
             self.thread = threading.Thread(target=self.serve, name="lapse-server", daemon=True)
             self.thread.start()
             if self.failure:

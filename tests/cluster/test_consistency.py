@@ -45,10 +45,18 @@ def parse(argv):
                         help="see above; race needs the C level and two threads")
     parser.add_argument("--fault", action="append", default=[], metavar="NAME",
                         help="put in a bug of lapse.testing's, to see whether this run finds it; repeatable")
+    parser.add_argument("--inject", default="", metavar="WHAT",
+                        help="let channels be faulty: loss=P,double=P,reorder=P,delay=P, probabilities per message")
     parser.add_argument("--keep", type=positive_int, default=2_000_000, metavar="N",
                         help="most reads that a worker keeps for the comparison with the others'")
     parser.add_argument("--out", default="", metavar="FOLDER", help="folder for the reads; it is kept then")
     args = parser.parse_args(argv)
+    if args.inject:
+        from lapse.testing import injecting
+        try:
+            injecting.inject(injecting.parse(args.inject), seed=args.seed)
+        except ValueError as error:
+            parser.error(f"--inject {error}")
     if args.workload == "race" and (args.face != "c" or args.num_threads < 2):
         parser.error("--workload race needs --face c and two threads (-t) or more")
     return args
@@ -166,8 +174,7 @@ def main(argv=None):
             with changing:
                 racing[0] -= "racing" not in race
             if code:
-                kv.waitall()        # raises what the code stands for
-                raise RuntimeError(f"the kernel ended with code {code}")
+                raise server._error(code)
         kv.waitall()
         kv.barrier()
 

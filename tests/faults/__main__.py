@@ -17,13 +17,14 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from running import run_fault, run_healthy
+from running import run_healthy
 from scenarios import SCENARIOS, Scenario
 from soak import commit
 
@@ -48,6 +49,7 @@ class Row:
     seconds: list = field(default_factory=list)
     missed: int = 0
     wrong: int = 0
+    notes: Counter = field(default_factory=Counter)
 
 
 class Campaign:
@@ -61,12 +63,14 @@ class Campaign:
     def measure(self):
         """How long the phases take in which no job waits."""
         probe = Scenario("healthy", 1, "", ("end",), None)
+        if not any(scenario.phases for scenario in self.scenarios):
+            return
         found = [run_healthy(probe, seed) for seed in range(3)]
         self.typical = {phase: statistics.median(times[phase] for times in found) for phase in found[0]}
 
     def one(self, scenario, seed):
         for attempt in range(ATTEMPTS):
-            outcome = run_fault(scenario, seed, attempt, self.typical)
+            outcome = scenario.run(scenario, seed, attempt, self.typical)
             if not outcome.missed:
                 break
             with self.lock:
@@ -80,6 +84,7 @@ class Campaign:
             row = self.rows[scenario.name]
             row.seconds.append(outcome.seconds)
             row.wrong += bool(outcome.wrong)
+            row.notes[outcome.note] += 1
             self.done += 1
             if outcome.wrong:
                 print(f"WRONG: {'; '.join(outcome.wrong)}\n  again: make faults ARGS=\"--only {scenario.name} --seed {seed} --runs 1\"\n"
@@ -101,12 +106,14 @@ class Campaign:
             numbers = [len(row.seconds), row.wrong, row.missed, f"{statistics.median(row.seconds):.2f}", f"{max(row.seconds):.2f}",
                        f"{row.scenario.seconds * self.args.patience:g}"]
             lines.append(f"| {row.scenario.name} | {' | '.join(map(str, numbers))} |")
+        for row in self.rows.values():
+            lines += [f"{row.scenario.name}: {count} x {note}" for note, count in sorted(row.notes.items()) if note]
         return "\n".join(lines)
 
 
 def main(argv=None):
     args = parse(argv)
-    scenarios = [scenario for scenario in SCENARIOS
+    scenarios = [replace(scenario, scale=args.scale) for scenario in SCENARIOS
                  if not args.only or any(fnmatch.fnmatch(scenario.name, pattern) for pattern in args.only)]
     if args.list or not scenarios:
         print("\n".join(f"{scenario.name}: {scenario.runs}" for scenario in SCENARIOS))

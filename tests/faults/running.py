@@ -27,6 +27,7 @@ class Outcome:
     wrong: list = field(default_factory=list)
     missed: bool = False
     text: str = ""
+    note: str = ""                          # what kind of right outcome it was, where there are several
 
 
 class Run:
@@ -38,7 +39,7 @@ class Run:
         self.seed = self.chance.randrange(1 << 30)
         self.nodes = self.chance.randint(2, 4)
         self.transport = scenario.transport or self.chance.choice(("ipc", "tcp"))
-        self.phase = self.chance.choice(scenario.phases)
+        self.phase = self.chance.choice(scenario.phases or ("end",))
         self.victim = self.chance.randrange(self.nodes)
         self.delay = self.chance.choice((0.0, 0.3)) if scenario.delays else 0.0
         self.jobs = Jobs()

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from board import SHUTDOWN
-from running import codes_of_nodes
+from others import run_disk, run_in_a_row, run_injected, run_starts
+from running import codes_of_nodes, run_fault
 
 KILL_SECONDS, FREEZE_SECONDS = 5.0, 6.0
 RUNNING = ("training", "barrier", "storm")
@@ -18,13 +19,15 @@ RUNNING = ("training", "barrier", "storm")
 class Scenario:
     name: str
     runs: int                               # in a full campaign
-    fault: str
-    phases: tuple[str, ...]                 # one of them, drawn
-    judge: Callable
+    fault: str = ""
+    phases: tuple[str, ...] = ()            # one of them, drawn
+    judge: Callable | None = None
     seconds: float = KILL_SECONDS           # within which everything has ended
     transport: str = ""                     # drawn if not given
     by_hand: bool = False                   # a scheduler and nodes without the launcher
     delays: bool = False                    # half of the jobs have nodes that begin late
+    run: Callable = run_fault
+    scale: float = 1.0                      # of what one run does, where a campaign has only one
 
 
 def survivors(run):
@@ -127,4 +130,8 @@ SCENARIOS = [
     Scenario("interrupt", 20, "interrupt first", RUNNING, interrupted),
     Scenario("raise", 10, "raise", RUNNING, raised),
     Scenario("exit", 10, "exit", RUNNING, exited),
+    Scenario("full-disk", 5, seconds=30.0, run=run_disk),
+    Scenario("injected", 400, seconds=60.0, run=run_injected),
+    Scenario("starts", 25, seconds=120.0, run=run_starts),
+    Scenario("in-a-row", 1, seconds=1800.0, run=run_in_a_row),
 ]
