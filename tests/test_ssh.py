@@ -220,7 +220,8 @@ server = lapse.Server(2)
 config = lapse.node._node.config
 print("facts " + json.dumps({"mode": config.mode, "host": os.environ["DMLC_PS_ROOT_URI"], "cwd": os.getcwd(), "arguments": sys.argv[1:],
       "secrets": [n for n in os.environ if n in ("LAPSE_TOKEN", "LAPSE_SECRET_KEYS")], "rank": lapse.node._node.rank,
-      "unwanted": sorted(before & {"LAPSE_TOKEN", "LAPSE_KEYS", "DMLC_NODE_HOST", "UNRELATED"}), "extra": os.environ.get("EXTRA"), "given": os.environ.get("GIVEN"), "omp": os.environ.get("OMP_NUM_THREADS"),
+      "unwanted": sorted(before & {"LAPSE_TOKEN", "LAPSE_KEYS", "DMLC_NODE_HOST", "UNRELATED"}),
+      "extra": os.environ.get("EXTRA"), "given": os.environ.get("GIVEN"), "omp": os.environ.get("OMP_NUM_THREADS"),
       "stdin": sys.stdin.read(), "secret": config.keys.secret if config.keys else "", "cmdline": [open(f"/proc/{p}/cmdline").read()
       for p in (os.getpid(), os.getppid())]}), flush=True)
 server.shutdown()
@@ -576,7 +577,7 @@ def test_a_frozen_node(cluster, what):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_guard(cluster, number):
-    """The node that it watched over dies with it, though it looks at nothing and ignores signals; so does its folder, or with the next job."""
+    """The node that it watched over dies with it, though it ignores signals. Its folder goes, too, or with the next job."""
     def folders():
         return {path.name for path in Path(os.environ["TMPDIR"]).glob("lapse-*")}
 
