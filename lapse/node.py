@@ -549,12 +549,16 @@ def _last_error() -> BaseException | None:
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
+def _after(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    return f" after {type(error).__name__}" + (f": {error}" if str(error) else "")
+
+
 @atexit.register
 def _at_exit():
     if _node is not None and _node.active:
-        error = _last_error()
-        reason = f" after {type(error).__name__}: {error}" if error is not None else ""
-        _node.abandon(f"exited without shutdown{reason}")
+        _node.abandon(f"exited without shutdown{_after(_last_error())}")
 
 
 def _at_end_of_child():
@@ -565,7 +569,7 @@ def _at_end_of_child():
             if not thread.daemon and thread is not threading.current_thread():
                 thread.join()
     if _node is not None and _node.active:
-        _node.abandon("exited without shutdown" + (f" after {type(error).__name__}: {error}" if error is not None else ""))
+        _node.abandon(f"exited without shutdown{_after(error)}")
 
 
 def _watch_main_thread():

@@ -307,8 +307,9 @@ def test_nodes_that_differ(run_program):
         assert len(re.findall("refused: the nodes differ in ", done.stdout)) == 2, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("end", ["pass", "raise KeyError('oops')", "sys.exit(3)"])
-def test_exit_without_shutdown(run_program, end):
+@pytest.mark.parametrize(("end", "why"), [("pass", ""), ("raise KeyError('oops')", " after KeyError: 'oops'"), ("sys.exit(3)", ""),
+                                          ("raise RuntimeError", " after RuntimeError")])
+def test_exit_without_shutdown(run_program, end, why):
     """The others are told, and nobody hangs, not even threads that wait."""
     done = run_program(f"""
         import sys, threading
@@ -327,7 +328,7 @@ def test_exit_without_shutdown(run_program, end):
                 raise
         """, nodes=2, check=None)
     assert done.returncode != 0
-    assert re.search(r"caught node 1 \(.*\): exited without shutdown", done.stdout), done.stdout + done.stderr
+    assert re.search(rf"caught node 1 \(.*\): exited without shutdown{why}(;.*)?$", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
 def test_end_while_threads_send(run_program):
