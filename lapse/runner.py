@@ -339,7 +339,7 @@ class _Run:
             log.error("ended by signal %d (%s)", self._stopped_by, signal.Signals(self._stopped_by).name)
             return 128 + self._stopped_by
         if self._trouble:
-            log.error("cannot write what the nodes write: %s", self._trouble)
+            log.error("cannot write the output of the nodes: %s", self._trouble)
             return 1
         if self._scheduler.joined:
             self._decided.wait(2 * GATHER_LAUNCHER)  # nodes may have said more than their exit codes do

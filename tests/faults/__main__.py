@@ -69,17 +69,17 @@ class Campaign:
         self.typical = {phase: statistics.median(times[phase] for times in found) for phase in found[0]}
 
     def one(self, scenario, seed):
+        limit = scenario.seconds * self.args.patience
         for attempt in range(ATTEMPTS):
             outcome = scenario.run(scenario, seed, attempt, self.typical)
-            if not outcome.missed:
+            if outcome.seconds > limit:
+                outcome.wrong.append(f"it took {outcome.seconds:.2f} s, not {limit:g} s")
+            if outcome.wrong or not outcome.missed:     # in whatever phase: nothing may hang, nothing be left
                 break
             with self.lock:
                 self.rows[scenario.name].missed += 1
-        limit = scenario.seconds * self.args.patience
-        if outcome.missed:
+        else:
             outcome.wrong.append("the fault never fell into its phase")
-        elif outcome.seconds > limit:
-            outcome.wrong.append(f"it took {outcome.seconds:.2f} s, not {limit:g} s")
         with self.lock:
             row = self.rows[scenario.name]
             row.seconds.append(outcome.seconds)

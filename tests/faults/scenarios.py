@@ -39,7 +39,10 @@ def check_codes(run):
     wrong = []
     if run.processes[0].returncode == 0:
         wrong.append("the launcher's exit code is 0")
-    for rank, how in codes_of_nodes(run.text()).items():
+    codes = codes_of_nodes(run.text())
+    if len(codes) != run.nodes:
+        wrong.append(f"the launcher tells how {len(codes)} of {run.nodes} nodes ended")
+    for rank, how in codes.items():
         if how == "ended with exit code 0" and run.phase != "shutdown":
             wrong.append(f"the exit code of node {rank} is 0")
     return wrong

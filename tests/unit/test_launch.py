@@ -191,7 +191,7 @@ def test_output_that_cannot_be_written(tag):
     with Path("/dev/full").open("wb") as full:
         job = subprocess.run([*TRACKER, "-s", "2", sys.executable, "-c", "import time; print('x'); time.sleep(600)"], stdout=full,
                              stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
-    assert (job.returncode, job.stderr) == (1, b"lapse: cannot write what the nodes write: No space left on device\n")
+    assert (job.returncode, job.stderr) == (1, b"lapse: cannot write the output of the nodes: No space left on device\n")
 
 
 def test_more_nodes_than_descriptors(tag):
