@@ -391,12 +391,14 @@ def betray(worker, folder: str, seed: int) -> str:
     if node.rank == 1:
         note = Path(folder) / "checked"
         note.write_text("nothing was looked at")
-        end = time.monotonic() + PATIENCE
+        end, said = time.monotonic() + PATIENCE, ""
         while time.monotonic() < end:
             worker.push(CHECKED, np.ones((len(CHECKED), LENGTH), np.float32))
             expected += 1
             worker.pull(CHECKED, got)
-            note.write_text("exact" if (got == expected).all() else f"wrong: {got.tolist()}, expected {expected}")
+            if not said.startswith("wrong"):        # the first one stays
+                said = "exact" if (got == expected).all() else f"wrong: {got.tolist()}, expected {expected}"
+                note.write_text(said)
         return "nothing happened"
     draw = random.Random(seed)
     if draw.random() < 0.2:
