@@ -134,7 +134,7 @@ SCENARIOS = [
     Scenario("raise", 10, "raise", RUNNING, raised),
     Scenario("exit", 10, "exit", RUNNING, exited),
     Scenario("full-disk", 5, seconds=30.0, run=run_disk),
-    Scenario("injected", 400, seconds=60.0, run=run_injected),
+    Scenario("injected", 200, seconds=60.0, run=run_injected),
     Scenario("starts", 25, seconds=120.0, run=run_starts),
     Scenario("in-a-row", 1, seconds=1800.0, run=run_in_a_row),
 ]
