@@ -38,4 +38,6 @@ def parse(text: str) -> dict[str, float]:
         if name not in NAMES or not equals:
             raise ValueError(f"{part!r}: expected {', '.join(NAMES)}, each with =PROBABILITY")
         chances[name] = float(number)
+    if not all(0 <= chance <= 1 for chance in chances.values()) or sum(chances.values()) > 1:
+        raise ValueError(f"{text!r}: probabilities, which are at most 1 together")
     return chances
