@@ -238,8 +238,8 @@ def library(name):
 def run(row, number):
     """Run a row's test with the lock of that number off (0: none). What was noticed, "" for nothing."""
     copy = BUILT / row.under
-    if row.under == "text":
-        for path in {cut.path for cut in row.cuts}:
+    if row.under == "text":             # whole, but for the row's lines
+        for path in {cut.path for other in ROWS for cut in other.cuts}:
             text = (ROOT / path).read_text(encoding="utf-8")
             write_if_other(copy / path, without(text, row, path) if number else text)
     environment = {**os.environ, "WITHOUT_LOCK": str(number), "PYTHONDONTWRITEBYTECODE": "1"}
