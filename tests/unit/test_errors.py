@@ -202,6 +202,16 @@ def test_values_not_aligned(kv, call):
 
 
 @calls
+def test_tensors_not_aligned(kv, call):
+    torch = pytest.importorskip("torch")
+    kv.pull(torch.tensor([3]), torch.zeros(4))      # from now on they are looked at through DLPack
+    with pytest.raises(ValueError, match="vals must be aligned"):
+        CALLS[call](kv, torch.tensor([3]), torch.frombuffer(bytearray(17), dtype=torch.float32, offset=1))
+    with pytest.raises(ValueError, match="keys must be aligned"):
+        CALLS[call](kv, torch.frombuffer(bytearray(12), dtype=torch.int64, offset=4), torch.zeros(4))
+
+
+@calls
 def test_values_of_another_shape(kv, library, call):
     with pytest.raises(ValueError, match="vals must have one dimension, or two"):
         CALLS[call](kv, [3], array(library, np.zeros((1, 1, 4)), np.float32))
