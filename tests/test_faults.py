@@ -25,8 +25,8 @@ def test_a_message_that_goes_wrong_ends_the_job_by_the_names_of_both_nodes(jobs,
     result = jobs.launch(3, "tests/cluster/test_consistency.py", "--pulls", 3_000_000, "--inject", what, "--out", tmp_path, *options)
     assert result.code == 1, result.text
     assert "WRONG" not in result.text
-    match = re.search(r"^lapse: node (\d) \(.*\): broke the protocol: a message that was lost, doubled or out of order.*; noticed by node (\d) ",
-                      result.text, re.MULTILINE)
+    match = re.search(r"^lapse: node (\d) \(.*\): broke the protocol: a message that was lost, doubled or out of order.*; "
+                      r"noticed by node (\d) ", result.text, re.MULTILINE)
     assert match and match[1] != match[2], result.text
 
 
