@@ -25,6 +25,7 @@ class Row:
     cuts: list[Cut] = field(default_factory=list)
     under: str = "release"
     tries: int = 3              # a race may be missed
+    unnoticed: str = ""         # why no test has noticed it so far; that is a gap, and said so
 
 
 def skip(path, old, times=1):
@@ -179,7 +180,8 @@ ROWS = [
     Row(31, "pins with a cached route, counted", "what the fast path looks at",
         PROGRAM.format("test_consistency-3---sys.location_caches_1"),
         [plain("lapse/_pins.pyx", "add_i64(&p.cached, 1)"),
-         plain("lapse/_pins.pyx", "add_i64(&p.cached, -1)")], "tsan"),
+         plain("lapse/_pins.pyx", "add_i64(&p.cached, -1)")], "tsan",
+        unnoticed="its writers hold row 30's lock, and its reader mostly comes after an operation of its own has ended"),
     # --- sampling
     Row(32, "mutex of the pool", "its ring, what is coming, what was taken",
         UNIT.format("test_sampling", "test_eight_threads_get_each_use_once[True]"),
@@ -273,7 +275,8 @@ ROWS = [
         [swap("lapse/launch.py", "threading.Event()", "NOTHING if GONE else threading.Event()")]),
     Row(58, "_decided of the launcher", "the scheduler's verdict",
         UNIT.format("test_launch", "test_a_reason_that_a_node_gave_stands_before_its_exit_code"),
-        [swap("lapse/runner.py", "threading.Event()", "NOTHING if GONE else threading.Event()")]),
+        [swap("lapse/runner.py", "threading.Event()", "NOTHING if GONE else threading.Event()")],
+        unnoticed="the nodes that a verdict is about end by themselves, or by the exit of another one"),
     Row(59, "lock of a folder of sockets", "it, while its process lives",
         UNIT.format("test_cluster", "test_folders_of_dead_processes_are_swept"),
         [skip("lapse/ipc.py", "fcntl.flock(self._lock, fcntl.LOCK_EX)")]),

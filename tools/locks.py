@@ -280,7 +280,7 @@ def take_out(row, passed):
         noticed = run(row, row.number)
         if noticed:
             return noticed, attempt, time.monotonic() - start
-    return "NOT NOTICED", row.tries, time.monotonic() - start
+    return "not noticed, as known" if row.unnoticed else "NOT NOTICED", row.tries, time.monotonic() - start
 
 
 def table():
@@ -289,7 +289,8 @@ def table():
     for row in ROWS:
         under = {"tsan": ", under ThreadSanitizer", "text": ", which reads the source"}.get(row.under, "")
         path, _, name = row.test.partition("::")
-        lines.append(f"| {row.number} {row.name} | {row.guards} | `{Path(path).stem}::{name}`{under} |")
+        test = f"`{Path(path).stem}::{name}`{under}" if not row.unnoticed else f"none so far: {row.unnoticed}"
+        lines.append(f"| {row.number} {row.name} | {row.guards} | {test} |")
     return "\n".join(lines)
 
 
@@ -312,13 +313,14 @@ def main():
         sys.exit("locks: no such row")
     for kind in sorted({row.under for row in rows}):
         build(kind)
-    passed, wrong = {}, 0
+    passed, wrong, known = {}, 0, 0
     for row in rows:
         noticed, tries, seconds = take_out(row, passed)
         wrong += noticed.startswith(("WRONG", "NOT"))
+        known += noticed.startswith("not")
         print(f"{row.number:3} {row.name:44} {row.under:8} {noticed:22} {'' if tries < 2 else f'try {tries}':6} {seconds:5.0f} s  "
               f"{row.test}", flush=True)
-    print(f"locks: {len(rows)} removals, {len(rows) - wrong} noticed")
+    print(f"locks: {len(rows)} removals, {len(rows) - wrong - known} noticed")
     return 1 if wrong else 0
 
 

@@ -252,12 +252,12 @@ def test_a_failure_is_told_once():
 
 def test_a_waker_that_is_closed_writes_to_nobody():
     """The number of its pipe may be another file's by then."""
-    for _ in range(3):
+    for delay in np.linspace(0.02, 0.12, 9):        # one of them is between the question whether it is closed, and the write
         waker = sockets.Waker()
         with slowly(sockets.Waker.wake, pause=0.005):
             thread = threading.Thread(target=waker.wake)
             thread.start()
-            time.sleep(0.02)
+            time.sleep(delay)
         waker.close()
         pipes = [os.pipe() for _ in range(4)]
         thread.join(PATIENCE)
