@@ -33,8 +33,8 @@ KERNELS := $(sort $(patsubst %/,%,$(dir $(wildcard apps/*/*.pyx tests/*/*.pyx be
 stamp = build/stamps/$(subst /,-,$(1))
 kernels = $(if $(filter $(1),$(KERNELS)),$(call stamp,$(1)))
 
-.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak faults faults-quick fuzz fuzz-quick strangers demo docs model bench lint asan tsan mutants dev wheel wheels clean help FORCE
 .PHONY: locks leaks
+.PHONY: all ps apps tests kernels test packaging seed check sim sim-faults soak faults faults-quick fuzz fuzz-quick strangers demo docs model bench lint asan tsan coverage mutants dev wheel wheels clean help FORCE
 
 all: ps apps tests                 ## the core, all applications, all test programs (the default)
 
@@ -79,6 +79,9 @@ faults: build/stamps/lapse         ## kill, freeze and cut nodes of real jobs at
 # In `make check`: four times the limits, since other stages run beside it.
 faults-quick:
 	@$(MAKE) --silent --no-print-directory faults ARGS="--scale 0.1 --patience 4"
+
+coverage: build/stamps/lapse build/stamps/environment-dev   ## which lines and branches of the protocol the simulation comes by
+	@"$(PYTHON)" tools/coverage.py $(ARGS)
 
 mutants: build/stamps/lapse build/stamps/environment-dev   ## change the protocol in one place at a time, and see what notices (ARGS="--every 40")
 	@"$(PYTHON)" tools/mutants $(ARGS)

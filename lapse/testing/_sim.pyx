@@ -14,11 +14,11 @@ from lapse._store cimport COMING, HERE, absent_rows, epoch_of, pull_rows, push_r
 from lapse._sync cimport fence, load_i64, load_u32, store_u32
 from lapse._types cimport DONE, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Rank, Timestamp
 from lapse._wire cimport HEADER_BYTES, TRANSFER, header_t
-from lapse.testing._world cimport (BEGINS, DIRECTORY, ENDED, EPOCH, FAULT_DUPLICATE, FAULT_LOSS, FAULT_NO_SEQUENCE, FAULT_REORDER,
-                                   FINISHES, HANGS, IDLE, IN_TRANSFER, ISSUE, LIVELOCK, MAIN, MAX_ACTORS, MAX_CHANNELS, MAX_KEYS,
-                                   MAX_POSITIONS, OPEN, PARKED, PLACED, READY, REFUSED, SEQUENCE, SHOWN, SUM, TAKES, SimSink, State,
-                                   below, call_t, channel_t, count_transfer, draw, draw_actor, drop, event_t, fail, message_t, mixed,
-                                   note_call, note_message, take, take_first, turn, world_t)
+from lapse.testing._world cimport (BEGINS, DIGEST, DIRECTORY, ENDED, EPOCH, FAULT_DUPLICATE, FAULT_GARBLE, FAULT_LOSS, FAULT_NO_SEQUENCE,
+                                   FAULT_REORDER, FINISHES, HANGS, IDLE, IN_TRANSFER, ISSUE, LIVELOCK, MAIN, MAX_ACTORS, MAX_CHANNELS,
+                                   MAX_KEYS, MAX_POSITIONS, OPEN, PARKED, PLACED, READY, REFUSED, SEQUENCE, SHOWN, SUM, TAKES, SimSink,
+                                   State, below, call_t, channel_t, count_transfer, draw, draw_actor, drop, event_t, fail, message_t, mixed,
+                                   note_call, note_message, strikes, take, take_first, turn, world_t)
 
 import numpy as np
 
@@ -287,11 +287,33 @@ cdef class Schedule:
             return 0
         count_transfer(s.handled, m, 1)
         self.relocations += h.count if h.type == TRANSFER else 0
-        code = node.handle(m.data, m.size, channel // s.nodes)
+        if s.faults & FAULT_GARBLE and strikes(s, FAULT_GARBLE):
+            code = self.handle_garbled(node, m, channel // s.nodes)
+        else:
+            code = node.handle(m.data, m.size, channel // s.nodes)
         count_transfer(s.handled, m, -1)
         if code != FINE:
             fail(s, REFUSED, node.bad_key, code, node.bad_epoch)
         return 0
+
+    cdef int handle_garbled(self, Protocol node, message_t* m, Rank src) except -1:
+        """What a node says of a message with a wrong byte: in the header, among keys and positions, or anywhere; half of them are small."""
+        cdef uint64_t* rng = &self.world.rng
+        cdef int where = below(rng, 4), code
+        cdef size_t size = min(m.size, <size_t>(HEADER_BYTES if where < 2 else HEADER_BYTES + 12 * (<header_t*>m.data).count
+                                                if where < 3 else m.size))
+        cdef char* copy = <char*>malloc(m.size)
+        if copy == NULL:
+            raise MemoryError()
+        memcpy(copy, m.data, m.size)
+        if below(rng, 8):
+            copy[below(rng, <int>size)] = <char>below(rng, 9 if below(rng, 2) else 256)
+            size = m.size
+        else:
+            size = below(rng, <int>m.size)      # its end is missing
+        code = node.handle(copy, size, src)
+        free(copy)
+        return code
 
     # --- step by step -----------------------------------------------------------------------------------------------------
 
@@ -687,6 +709,18 @@ cdef class Schedule:
                 s.current = i
                 fail(s, OPEN, -1, load_i64(&w.open_ops), w.pins.used)
                 s.current = MAIN
+        self.audit_digests()
+        return 0
+
+    cdef int audit_digests(self) except -1:
+        """What a cluster compares at its end: each home's digests of what a node owns, and that node's of the same."""
+        cdef world_t* s = &self.world
+        cdef int home, node
+        audits = [each.audit() for each in self.nodes]
+        for home in range(s.nodes):
+            for node in range(s.nodes):
+                if audits[home]["directory"][node] != audits[node]["rows"][home]:
+                    fail(s, DIGEST, -1, home, node)
         return 0
 
     cdef int audit_value(self, Key key, Rank holder) except -1:
@@ -762,5 +796,5 @@ FAULTS = {
     "lost_update": FAULT_LOST_UPDATE, "cache_forward": FAULT_CACHE_FORWARD, "no_copy": FAULT_NO_COPY, "early_row": FAULT_EARLY_ROW,
     "old_epoch": FAULT_OLD_EPOCH, "reverse_queue": FAULT_REVERSE_QUEUE, "stale_home": FAULT_STALE_HOME, "queue_lost": FAULT_QUEUE_LOST,
     "overwrite_next": FAULT_OVERWRITE_NEXT,
-    "loss": FAULT_LOSS, "duplicate": FAULT_DUPLICATE, "reorder": FAULT_REORDER, "no_sequence": FAULT_NO_SEQUENCE,
+    "loss": FAULT_LOSS, "duplicate": FAULT_DUPLICATE, "reorder": FAULT_REORDER, "garble": FAULT_GARBLE, "no_sequence": FAULT_NO_SEQUENCE,
 }

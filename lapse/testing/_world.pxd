@@ -42,6 +42,7 @@ cdef enum Problem:
     EPOCH                       # home and owner differ in the epoch at rest
     SUM                         # a final value that is not the sum of the pushes
     OPEN                        # an operation, its credit or its pins left at rest
+    DIGEST                      # home and owner, at rest: the audit of a real cluster
     HISTORY                     # found later, by the checker
 
 cdef enum What:
@@ -57,6 +58,7 @@ cdef enum:
     FAULT_LOSS = 65536
     FAULT_DUPLICATE = 131072
     FAULT_REORDER = 262144
+    FAULT_GARBLE = 1048576      # one byte of a message is another one when a node gets it
     FAULT_NO_SEQUENCE = 524288  # sequence numbers are not compared: what the other checks find alone
 
 
@@ -187,6 +189,8 @@ cdef void note_message(world_t* s, What what, int channel, message_t* m) noexcep
 # The next message for a node: of a channel drawn by weight, the oldest. NULL: there is none.
 cdef message_t* take(world_t* s, Rank node, int* channel) noexcept nogil
 cdef void drop(message_t* m) noexcept nogil
+# Does this message meet the network's fault? One does per schedule.
+cdef bint strikes(world_t* s, int fault) noexcept nogil
 # The oldest message of a channel that has some, out of it.
 cdef message_t* take_first(channel_t* c) noexcept nogil
 # counts[key] += by for each key of a TRANSFER.

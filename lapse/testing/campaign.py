@@ -18,7 +18,7 @@ SLICE = 500         # schedules between two reports of progress
 WIDE = [
     {"nodes": 3, "workers": 2, "keys": 60, "registers": 4, "ops": 14, "mode": "async", "lengths": "mixed", "positions": 80, "caches": True},
     {"nodes": 2, "workers": 3, "keys": 12, "registers": 4, "ops": 20, "mode": "mixed", "positions": 20, "caches": True},
-    {"nodes": 4, "workers": 1, "keys": 60, "ops": 14, "mode": "async", "positions": 80},
+    {"nodes": 2, "workers": 2, "keys": 63, "ops": 14, "mode": "async", "positions": 80},
     {"nodes": 3, "workers": 2, "keys": 10, "ops": 20, "mode": "async", "positions": 20, "shared_memory": False},
 ]
 LARGE = [

@@ -36,6 +36,7 @@ _PROBLEMS = {
     14: "home says that key {key} has epoch {a}, its owner that it has {b}, at rest",
     15: "lost or doubled update: {a} pushes by one worker to key {key} were issued, {b} applied",
     16: "{actor} has {a} operations open and {b} keys pinned, at rest",
+    17: "the audit at the end: node {a} and node {b} have different digests of the keys that the one is home of and the other owns",
 }
 
 

@@ -113,6 +113,7 @@ def test_a_fault_is_found_through_sampled_pulls(scheme):
     ("loss", ["sync", "async", "mixed"], False),
     ("duplicate", ["sync", "async", "mixed"], False),
     ("reorder", ["sync", "async", "mixed"], False),
+    ("garble", ["sync", "async", "mixed"], False),
     ("loss,no_sequence", ["sync", "async", "mixed"], False),
     ("duplicate,no_sequence", ["sync", "async", "mixed"], False),
     ("reorder,no_sequence", ["async", "mixed"], False),

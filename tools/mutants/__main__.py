@@ -25,6 +25,7 @@ from schemata import Build, Mutant, selector  # noqa: E402
 SOURCES = ["_protocol.pyx", "_routing.pyx", "_directory.pxd", "_directory.pyx", "_transfers.pxd", "_transfers.pyx", "_answers.pyx",
            "_pins.pyx", "_operations.pxd", "_operations.pyx", "_node_state.pyx"]
 SOURCES = [f"lapse/{name}" for name in SOURCES]
+PLAIN = ["lapse/_store.pyx", "lapse/testing/_world.pyx"]       # built anew without mutants, so that their allocations can fail
 APART = ("fault", "statistics", "tracing", "report", "prefetch")      # kinds that the score leaves out
 REASONS = ("equivalent", "performance", "memory", "hostile", "size", "unseen")
 GOAL = 90                       # percent
@@ -67,14 +68,8 @@ def inputs() -> list[Path]:
     return [path for path in found if path.suffix in (".py", ".pyx", ".pxd")]
 
 
-def prepare(folder: Path, state: str) -> list[Mutant]:
-    """Copy the tree and build the mutants into it, unless that has been done for this state."""
-    tree, listing = folder / "tree", folder / "mutants.json"
-    if listing.exists() and tree.exists():
-        kept = json.loads(listing.read_text())
-        if kept["state"] == state:
-            return [Mutant(*mutant) for mutant in kept["mutants"]]
-    begin = time.monotonic()
+def copy_tree(tree: Path) -> None:
+    """What the simulation and the tests of frames need, with the modules as they are built."""
     shutil.rmtree(tree, ignore_errors=True)
     ignore = shutil.ignore_patterns("__pycache__", "*.c")
     shutil.copytree(ROOT / "lapse", tree / "lapse", ignore=ignore)
@@ -83,8 +78,19 @@ def prepare(folder: Path, state: str) -> list[Mutant]:
     shutil.copy(ROOT / "tests/unit/test_protocol.py", tree / "tests/unit")
     (tree / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
     selector(tree)
+
+
+def prepare(folder: Path, state: str) -> list[Mutant]:
+    """Copy the tree and build the mutants into it, unless that has been done for this state."""
+    tree, listing = folder / "tree", folder / "mutants.json"
+    if listing.exists() and tree.exists():
+        kept = json.loads(listing.read_text())
+        if kept["state"] == state:
+            return [Mutant(*mutant) for mutant in kept["mutants"]]
+    begin = time.monotonic()
+    copy_tree(tree)
     build = Build(tree, SOURCES)
-    for source in SOURCES:
+    for source in [*SOURCES, *PLAIN]:
         if source.endswith(".pyx"):
             build.module(source)
     mutants = [mutant for name in SOURCES for mutant in build.mutants[name]]
@@ -138,7 +144,7 @@ def run(mutants: list[Mutant], results: Results, folder: Path, schedules: int, l
 
 # --- the report -----------------------------------------------------------------------------------------------------------------------
 
-DETECTORS = ("simulation", "crash", "hang", "leak", "frames")
+DETECTORS = ("simulation", "crash", "hang", "leak", "memory", "frames")
 
 
 def table(mutants, results, explained) -> int:

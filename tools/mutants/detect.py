@@ -20,11 +20,12 @@ SECONDS = 2                     # of CPU time for one schedule, which takes mill
 DEADLINE = 120                  # seconds on the clock for a mutant
 MEMORY = 3 << 30                # bytes of address space
 LEAK_SEEDS = 24
+STARVED = 300                   # schedules in which one allocation fails
 
 
 class Outcome(NamedTuple):
-    """by: "simulation", "crash", "hang", "leak", "frames", or "" for a survivor. schedules: which one caught it, or how many came by
-    it. what: in words."""
+    """by: "simulation", "crash", "hang", "leak", "memory", "frames", or "" for a survivor. schedules: which one caught it, or how many
+    came by it. what: in words."""
     by: str
     schedules: int
     what: str
@@ -38,6 +39,7 @@ class Detectors:
         self.tree, self.schedules = tree, schedules
         self.library = ctypes.CDLL(str(tree / "selector.so"), ctypes.RTLD_GLOBAL)
         self.number = ctypes.c_int.in_dll(self.library, "lapse_mutant")
+        self.fails_at = ctypes.c_int.in_dll(self.library, "lapse_fails_at")
         self.reached = (ctypes.c_ubyte * MOST).in_dll(self.library, "lapse_reached")
         sys.path.insert(0, str(tree))
         import lapse
@@ -71,6 +73,12 @@ class Detectors:
                         ctypes.memset(self.reached, 0, MOST)
                         self.campaign.attempt(seed, self.setting(seed))
                         print(json.dumps([seed, numpy.flatnonzero(numpy.frombuffer(self.reached, numpy.uint8)).tolist()]), file=out)
+                    for i in range(1, STARVED + 1):
+                        ctypes.memset(self.reached, 0, MOST)
+                        if problem := starved(self.campaign, self.fails_at, i, self.settings):
+                            print(json.dumps([problem, []]), file=out)
+                            break
+                        print(json.dumps([-i, numpy.flatnonzero(numpy.frombuffer(self.reached, numpy.uint8)).tolist()]), file=out)
                     ctypes.memset(self.reached, 0, MOST)
                     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                     self.frames()
@@ -81,6 +89,8 @@ class Detectors:
         with os.fdopen(reader) as lines:
             for line in lines:
                 seed, numbers = json.loads(line)
+                if isinstance(seed, str):
+                    raise SystemExit(f"mutants: without any mutant, an allocation that fails leads to: {seed}")
                 for number in numbers:
                     self.reach.setdefault(number, set()).add(seed)
         os.waitpid(pid, 0)
@@ -94,7 +104,7 @@ class Detectors:
         return code, failed.names
 
     def run(self, seeds, tell) -> tuple[str, int, str]:
-        schedules = sorted(seeds - {0})
+        schedules = sorted(seed for seed in seeds if seed > 0)
         for seed in schedules:
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             tell(seed)
@@ -108,6 +118,11 @@ class Detectors:
         for seed in schedules[:LEAK_SEEDS]:
             if lost := self.campaign.leaked(seed, self.setting(seed)):
                 return "leak", seed, f"each run of seed {seed} leaves {lost} bytes"
+        for i in sorted(-seed for seed in seeds if seed < 0):
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            tell(-i)
+            if problem := starved(self.campaign, self.fails_at, i, self.settings):
+                return "memory", i, problem
         signal.setitimer(signal.ITIMER_PROF, 30)
         tell(0)
         if 0 in seeds:
@@ -166,11 +181,29 @@ class Detectors:
         if lines and isinstance(lines[-1], list):
             return Outcome(*lines[-1], seconds)
         seed = lines[-1] if lines else 0
-        where = f"in schedule {seed}" if seed else "in the tests of frames"
+        where = f"in schedule {abs(seed)}" if seed else "in the tests of frames"
+        if seed < 0:
+            return Outcome("memory", -seed, f"crash or hang {where}, without memory", seconds)
         if late or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF):
             return Outcome("hang" if seed else "frames", seed, f"hangs {where}", seconds)
         what = signal.strsignal(os.WTERMSIG(status)) if os.WIFSIGNALED(status) else f"exit code {os.waitstatus_to_exitcode(status)}"
         return Outcome("crash" if seed else "frames", seed, f"{what} {where}", seconds)
+
+
+def starved(campaign, fails_at, i: int, settings: list[dict]) -> str:
+    """Schedule i with one allocation that fails; what comes of it in words, "" if that is as it should be."""
+    fails_at.value = 1 + i * 7919 % 700
+    try:
+        violation = campaign.attempt(i, campaign.varied(i * 7 % 99 + 1, settings))
+    except MemoryError:
+        return ""
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        fails_at.value = 0
+    # (a key that could not be kept has no owner for the moment in which the node goes down)
+    expected = ("out of memory", "could not be sent", "error -7", "error -3", "has 0 owners")
+    return "" if violation is None or any(text in violation.problem for text in expected) else violation.problem
 
 
 class Failures:

@@ -32,6 +32,7 @@ CLASSES = {
     "fault": {"settle_late", "between", "copy_early", "early", "late_used", "late_keys", "late_owners", "late_epochs", "late_due"},
     "memory": {"ERR_MEMORY", "NO_MEMORY", "SEND_FAILED", "ERR_FAILED"},
 }
+NOT_PROTOCOL = {"check_key", "watch", "op_finished"}        # for Python; for sampling; for those who wait, in other modules
 ONLY_FAULTS = {"settle_late", "copy_early", "transfer_prepend", "between"}      # functions
 
 
@@ -129,6 +130,8 @@ class Mutator:
             while not hasattr(declarator, "name"):
                 declarator = declarator.base
             self.function = declarator.name
+            if self.function in NOT_PROTOCOL:
+                return
             self.kind = "fault" if self.function in ONLY_FAULTS else "code"
             node.body = self.statement(node.body)
             self.kind = "code"
@@ -348,37 +351,47 @@ FLAGS = ["-O1", "-g0", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", "-fvisi
          '-DLAPSE_BUILD_KIND="release"', '-DLAPSE_BUILD_FLAGS="mutants"', "-DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION"]
 DIRECTIVES = {"boundscheck": False, "wraparound": False, "cdivision": True, "initializedcheck": False}
 MOST = 32 * PER_FILE
-# A negative number chooses none, and notes which ones are come by.
+# A negative number chooses none, and notes which ones are come by. lapse_fails_at: this allocation from now on fails, once.
 SELECTOR = f"""#define VISIBLE __attribute__((visibility("default")))
 extern VISIBLE int lapse_mutant;
 extern VISIBLE unsigned char lapse_reached[{MOST}];
+extern VISIBLE int lapse_fails_at;
 #define LAPSE_MUTANT(n) (lapse_mutant == (n) || (lapse_mutant < 0 && (lapse_reached[n] = 1, 0)))
+#define LAPSE_REACHED(n, value) (lapse_reached[n] = 1, (value))
+#include <stdlib.h>
+#define LAPSE_FAILS (lapse_fails_at > 0 && --lapse_fails_at == 0)
+#define malloc(...) (LAPSE_FAILS ? NULL : malloc(__VA_ARGS__))
+#define calloc(...) (LAPSE_FAILS ? NULL : calloc(__VA_ARGS__))
+#define realloc(...) (LAPSE_FAILS ? NULL : realloc(__VA_ARGS__))
+#define posix_memalign(...) (LAPSE_FAILS ? 12 : posix_memalign(__VA_ARGS__))
 """
 
 
 class Build:
-    """Builds modules of a copy of the tree with the mutants of some files in it."""
+    """Builds modules of a copy of the tree with the mutants of some files in it (or with what else `marker` puts in)."""
 
-    def __init__(self, root: Path, sources: list[str]):
-        self.root = root
+    def __init__(self, root: Path, sources: list[str], marker=Mutator):
+        self.root, self.marker = root, marker
         self.base = {name: (i + 1) * PER_FILE for i, name in enumerate(sources)}
         self.mutants: dict[str, list[Mutant]] = {}
         self.left_out: set[int] = set()
+        self.plain = False
 
     def parse(self, parse, context, descriptor, *args, **named):
         """Takes the place of Context.parse."""
         tree = parse(context, descriptor, *args, **named)
         path = Path(descriptor.filename).resolve()
         name = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else ""
-        if name in self.base:
-            mutator = Mutator(path, name, self.base[name], self.left_out)
-            mutator.tree(tree)
-            self.mutants[name] = mutator.mutants
+        if name in self.base and self.plain is False:
+            marker = self.marker(path, name, self.base[name], self.left_out)
+            marker.tree(tree)
+            self.mutants[name] = marker.mutants
         return tree
 
     def module(self, source: str) -> None:
         """Compile one module; whatever does not compile is left out, in this module and in the next ones."""
         target = self.root / source
+        self.plain = source not in self.base
         c_file = target.with_suffix(".c")
         for _ in range(20):
             errors = self.cython(target, c_file) or self.c(c_file, target)
@@ -434,7 +447,7 @@ class Build:
 def selector(root: Path) -> Path:
     """The library with the number that is chosen, and the header for those who ask for it."""
     (root / "selector.h").write_text(SELECTOR)
-    (root / "selector.c").write_text(f"int lapse_mutant = 0;\nunsigned char lapse_reached[{MOST}];\n")
+    (root / "selector.c").write_text(f"int lapse_mutant = 0;\nunsigned char lapse_reached[{MOST}];\nint lapse_fails_at;\n")
     subprocess.run(["gcc", "-shared", "-fPIC", "selector.c", "-o", "selector.so"], cwd=root, check=True)
     return root / "selector.so"
 
