@@ -324,6 +324,7 @@ def test_all_output_comes_though_it_is_read_slowly(cluster):
                             f"for number in range({lines}): print(number, 'x' * 40)"], cwd=ROOT, stdin=subprocess.DEVNULL,
                            stdout=subprocess.PIPE)
     found = b""
+    time.sleep(4)
     while piece := os.read(job.stdout.fileno(), 1 << 15):
         found += piece
         time.sleep(0.05)

@@ -187,6 +187,14 @@ def test_ctrl_c_ends_a_job_whose_output_nobody_reads(tag):
     job.stderr.close()
 
 
+def test_output_that_waits_when_the_nodes_have_ended(tag):
+    job = subprocess.Popen([*TRACKER, "-s", "1", sys.executable, "-c", "print('x' * 800_000)"], stdout=subprocess.PIPE)
+    time.sleep(2)
+    assert len(job.stdout.read()) == len("[node 0] \n") + 800_000
+    assert job.wait(PATIENCE) == 0
+    job.stdout.close()
+
+
 def test_output_that_cannot_be_written(tag):
     with Path("/dev/full").open("wb") as full:
         job = subprocess.run([*TRACKER, "-s", "2", sys.executable, "-c", "import time; print('x'); time.sleep(600)"], stdout=full,
