@@ -44,9 +44,9 @@ apps: $(APPS:%=build/apps/%)       ## all applications; one of them: make apps/s
 
 tests: $(TESTS:%=build/tests/%)    ## all test programs; one of them: make tests/<name>, which writes build/tests/<name>
 
-# `auto` is what tests/conftest.py makes of it; with loadgroup, tests that share something big stay in one process.
+# What `auto` means, and which tests stay in one process, is in tests/conftest.py.
 TEST_PROCESSES ?= auto
-PYTEST = "$(PYTHON)" -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+PYTEST = "$(PYTHON)" -m pytest -n $(TEST_PROCESSES)
 
 test: all kernels build/stamps/environment-dev   ## run the tests
 	$(PYTEST) --ignore=tests/packaging $(ARGS)

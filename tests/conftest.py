@@ -20,6 +20,22 @@ def jobs():
     assert not files, f"left behind: {files}"
 
 
+# Modules whose tests run in one process, since they share something that takes long to make; all others go where there is room.
+TOGETHER = ("tests/packaging/test_install.py", "tests/packaging/test_site.py", "tests/unit/test_c_level.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if (module := nodeid.partition("::")[0]) not in TOGETHER else module
+
+    config.option.loadscopereorder = True       # what stays together begins first
+    return Scheduling(config, log)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """`-n auto`: one process more than there are cores, since tests wait a lot. With -s there are no others, whose output would be lost."""

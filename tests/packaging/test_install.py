@@ -14,8 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 USER = Path(__file__).with_name("user")
 
-pytestmark = pytest.mark.xdist_group("install")
-
 
 def run(*command, cwd, **environment):
     """Run a command in a clean environment; return what it printed."""

@@ -15,8 +15,6 @@ import lapse.testing
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "build/site"
 
-pytestmark = pytest.mark.xdist_group("site")
-
 
 @pytest.fixture(scope="module")
 def site():

@@ -17,8 +17,6 @@ pytest.importorskip("Cython")
 PACKAGE = str(Path(lapse.__file__).parents[1])
 SANITIZERS = {"asan": "-fsanitize=address,undefined", "tsan": "-fsanitize=thread"}
 
-pytestmark = pytest.mark.xdist_group("c_level")
-
 USER = '''
 # cython: language_level=3
 """A user of the C level: every method, keys and values as pointers."""
