@@ -5,7 +5,7 @@ finished. So bookkeeping never grows, a timestamp is found in O(1), and the ring
 reaching 0 is the one sign that an operation has finished; whoever takes it there must not touch the op_t afterwards, since the
 worker may use its place again at once.
 """
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from lapse._pins cimport pins_t
 from lapse._sync cimport load_i64
 from lapse._types cimport ACQUIRE_MAX, Key, Rank, Timestamp
@@ -13,10 +13,11 @@ from lapse._types cimport ACQUIRE_MAX, Key, Rank, Timestamp
 cdef struct op_t:
     Timestamp ts                # atomic; the operation that this place of the ring serves; -1: none yet
     int64_t remaining           # atomic; positions not done yet, + 1 while it is being issued
-    int64_t queued              # atomic; of them, those that wait here for keys in transfer: no message can answer these
     char* vals                  # borrowed from the caller: where a pull puts its values
     uint64_t* offsets           # owned; n + 1 byte offsets of the positions in vals, when lengths differ per key
     Py_ssize_t offsets_room
+    uint8_t* under_way          # owned; atomic, by position: 1 while messages carry it, so that it can be answered once (not for localize)
+    Py_ssize_t under_way_room
     Py_ssize_t n
     size_t credit               # bytes charged to the worker
     int kind                    # OpKind
@@ -88,6 +89,9 @@ cdef worker_t* worker_new(uint32_t index, int64_t credit_ops, Rank num_nodes) no
 cdef void worker_free(worker_t*) noexcept nogil
 cdef int ensure_room(worker_t*, Py_ssize_t n) noexcept nogil                     # scratch for n positions: 0 or ERR_MEMORY
 cdef int ensure_offsets(op_t*, Py_ssize_t n) noexcept nogil                      # 0 or ERR_MEMORY
+cdef int ensure_under_way(op_t*, Py_ssize_t n) noexcept nogil                    # 0 or ERR_MEMORY; before the operation is open
+# Are all these positions, which exist, under way, and no two the same? Server thread only.
+cdef bint all_under_way(op_t*, const uint32_t* positions, Py_ssize_t n) noexcept nogil
 # Which keys have been seen, of at most n: start with none; 0 or ERR_MEMORY. Then, of each: has it been seen before?
 cdef int seen_clear(worker_t*, Py_ssize_t n) noexcept nogil
 cdef bint seen_before(worker_t*, Key key) noexcept nogil

@@ -1,11 +1,13 @@
 # Design: see _operations.pxd.
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 from lapse._pins cimport pins_free
+from lapse._sync cimport load_u8, store_u8
 from lapse._types cimport ERR_MEMORY, Key
 
 cdef enum:
+    SEEN = 2                    # a position under way that a message has named already
     FEW = 8                     # keys that are compared with each other, without a table
 
 
@@ -53,6 +55,7 @@ cdef void worker_free(worker_t* w) noexcept nogil:
     if w.ops != NULL:
         for i in range(w.mask + 1):
             free(w.ops[i].offsets)
+            free(w.ops[i].under_way)
     pins_free(&w.pins)
     free(w.ops)
     free(w.misses)
@@ -94,6 +97,31 @@ cdef int ensure_offsets(op_t* op, Py_ssize_t n) noexcept nogil:
         return ERR_MEMORY
     op.offsets_room = n + 1
     return 0
+
+
+cdef int ensure_under_way(op_t* op, Py_ssize_t n) noexcept nogil:
+    if n <= op.under_way_room:              # all zero again: an operation ends when the last of its positions has been answered
+        return 0
+    free(op.under_way)
+    op.under_way_room = 0
+    op.under_way = <uint8_t*>calloc(n, 1)
+    if op.under_way == NULL:
+        return ERR_MEMORY
+    op.under_way_room = n
+    return 0
+
+
+cdef bint all_under_way(op_t* op, const uint32_t* positions, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i, looked = 0
+    cdef bint fine = True
+    while looked < n and fine:
+        fine = load_u8(op.under_way + positions[looked]) == 1
+        if fine:
+            store_u8(op.under_way + positions[looked], SEEN)
+            looked += 1
+    for i in range(looked):
+        store_u8(op.under_way + positions[i], 1)
+    return fine
 
 
 cdef int seen_clear(worker_t* w, Py_ssize_t n) noexcept nogil:

@@ -17,13 +17,13 @@ cimport cython
 from lapse._answers cimport answer_add, answer_copy, answer_t, answer_to, write_header
 from lapse._counters cimport LOCAL, note_relocation, tally
 from lapse._directory cimport directory_epoch, expect_owner, home_of, owner_of, remember_owner
-from lapse._operations cimport chain_to, ensure_room, first_repeated
+from lapse._operations cimport all_under_way, chain_to, ensure_room, first_repeated
 from lapse._pins cimport pin_drop
 from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, batch_bytes, epoch_of,
                            expect_header, expect_row, expect_slot, first_out_of_range, gone_word, insert_row, is_home, latch, pull_rows,
                            push_rows, remove_row, row_of, set_rows, slot_word, state_of, store_t, stored_bytes, transfer_of, unlatch,
                            visible_bytes)
-from lapse._sync cimport add_i64, load_i64, load_u64, prefetch_write, store_i64, unlikely
+from lapse._sync cimport load_i64, load_u64, prefetch_write, store_i64, store_u8, unlikely
 from lapse._trace cimport trace_add
 from lapse._transfers cimport entry_free, entry_values, transfer_free
 from lapse._types cimport ERR_MEMORY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET
@@ -189,11 +189,13 @@ cdef class Protocol(Router):
         """An operation of this node that comes back to it: is it open, with a place for each value?"""
         cdef op_t* op = self.find_op(h.worker, <Timestamp>h.ts)
         cdef Py_ssize_t n = h.count, i
-        if op == NULL or op.kind != h.type or load_i64(&op.remaining) - load_i64(&op.queued) < n:
+        if op == NULL or op.kind != h.type:
             return self.blame(BAD_ANSWER, keys[0], 0)
         for i in range(n):
             if not self.has_place(op, aux[i], keys[i]):
                 return self.blame(BAD_ANSWER, keys[i], 0)
+        if h.type != LOCALIZE and not all_under_way(op, aux, n):
+            return self.blame(BAD_ANSWER, keys[0], 0)
         return FINE
 
     cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil:
@@ -280,6 +282,7 @@ cdef class Protocol(Router):
                         memcpy(row, target, visible_bytes(s, key))
                 unlatch(s, key, word)
                 if op != NULL:
+                    store_u8(op.under_way + aux[i], 0)
                     if self.directory.cache != NULL and not is_home(s, key):
                         pin_drop(&asker.pins, key)
                 else:
@@ -698,7 +701,6 @@ cdef class Protocol(Router):
                 op = self.find_op(e.worker, e.ts)
                 if op == NULL or op.kind != e.kind:             # (it stays open as long as something of it is queued)
                     return self.blame(BAD_ANSWER, key, 0)
-                add_i64(&op.queued, -1)
                 if e.kind == OP_PULL:
                     memcpy(op.vals + (op.offsets[e.position] if self.store.visible != NULL else e.position * size), row, size)
                 if e.routed and self.directory.cache != NULL and not is_home(self.store, key):
@@ -738,13 +740,16 @@ cdef class Protocol(Router):
         cdef op_t* op = self.find_op(h.worker, <Timestamp>h.ts)
         cdef worker_t* w
         cdef size_t size
-        if <Rank>h.origin != self.me or op == NULL or (op.kind == OP_PULL) != (h.type == VALUES) or (
-                op.kind == OP_LOCALIZE or load_i64(&op.remaining) - load_i64(&op.queued) < n):
+        if <Rank>h.origin != self.me or op == NULL or op.kind == OP_LOCALIZE or (op.kind == OP_PULL) != (h.type == VALUES):
             return self.blame(BAD_ANSWER, keys[0], 0)
         w = self.workers[h.worker]
         for i in range(n):
             if not self.has_place(op, aux[i], keys[i]):
                 return self.blame(BAD_ANSWER, keys[i], 0)
+        if not all_under_way(op, aux, n):
+            return self.blame(BAD_ANSWER, keys[0], 0)
+        for i in range(n):
+            store_u8(op.under_way + aux[i], 0)
         if h.type == VALUES:
             for i in range(n):
                 size = visible_bytes(s, keys[i])

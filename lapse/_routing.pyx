@@ -6,12 +6,12 @@ from libc.string cimport memcpy, memset
 from lapse._answers cimport write_header
 from lapse._counters cimport IN_TRANSFER, LOCAL, REMOTE, tally
 from lapse._directory cimport cached_owner, directory_epoch, home_of, owner_of, set_owner
-from lapse._operations cimport chain_to, ensure_offsets, op_t, seen_before, seen_clear
+from lapse._operations cimport chain_to, ensure_offsets, ensure_under_way, op_t, seen_before, seen_clear
 from lapse._pins cimport pin_add, pin_find, pin_t
 from lapse._sink cimport out_t
 from lapse._store cimport (AWAY, COMING, HERE, KeyState, add_values, away_epoch, incoming_word, is_home, latch, row_of, slot_word, state_of,
                            store_t, stored_bytes, transfer_of, unlatch, visible_bytes)
-from lapse._sync cimport add_i64, load_i64, store_i32, store_i64, unlikely
+from lapse._sync cimport add_i64, load_i64, store_i32, store_i64, store_u8, unlikely
 from lapse._transfers cimport entry_new, entry_t, entry_values, transfer_append, transfer_new, transfer_prepend, transfer_t
 from lapse._types cimport ERR_FAILED, ERR_MEMORY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET
 from lapse._wire cimport FRAME_BYTES, HAND_OVER, HEADER_BYTES, LOCALIZE, PUSH, SET, aux_bytes, frame_bytes, header_t
@@ -59,7 +59,8 @@ cdef class Router(NodeState):
             b.done = keep_last(w, keys, todo, &m)
             if b.done < 0:
                 return ERR_MEMORY
-        store_i64(&op.queued, 0)
+        if kind != OP_LOCALIZE and ensure_under_way(op, n) != 0:
+            return ERR_MEMORY
         store_i64(&op.ts, w.next_ts)            # before `remaining`, which opens the operation: see find_op
         op.vals = <char*>vals
         op.n = n
@@ -165,9 +166,6 @@ cdef class Router(NodeState):
                 e.position = b.positions[i] if b.positions != NULL else <uint32_t>i
                 e.routed = not b.own
                 e.wanted = 0
-                if b.origin == self.me and b.kind != OP_LOCALIZE:
-                    asker = self.workers[b.worker]
-                    add_i64(&asker.ops[b.ts & asker.mask].queued, 1)
                 if size:
                     memcpy(entry_values(e), b.vals + entry_offset(b, self.store, i), size)
                 if unlikely(self.faults & FAULT_REVERSE_QUEUE):
@@ -177,6 +175,9 @@ cdef class Router(NodeState):
         unlatch(self.store, key, word)
         if result == SETTLED:
             b.done += 1
+        if result > 0 and b.origin == self.me and not b.own and b.kind != OP_LOCALIZE:      # no message carries it any more
+            asker = self.workers[b.worker]
+            store_u8(asker.ops[b.ts & asker.mask].under_way + b.positions[i], 0)
         if b.counted and result > 0:
             tally(&b.w.counters, b.kind, LOCAL if result == SETTLED else IN_TRANSFER, 1)
         return result
@@ -298,6 +299,8 @@ cdef class Router(NodeState):
                     following = -1 if i == w.tails[dest] else <int64_t>chain[i]
                     rc = self.recheck(b, i, dest)
                     if rc == GO:
+                        if b.own and b.kind != OP_LOCALIZE:
+                            store_u8(b.op.under_way + i, 1)
                         if go < 0:
                             go = i
                         else:

@@ -3,7 +3,7 @@
 Design: GCC's and clang's __atomic builtins, which ThreadSanitizer understands; a pthread mutex where a lock may be held for
 long; a futex (polling where there is none) where a thread sleeps. Nothing here allocates or raises.
 """
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -35,6 +35,8 @@ cdef extern from *:
     #define lapse_store_i32(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define lapse_peek_u16(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     #define lapse_poke_u16(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+    #define lapse_load_u8(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define lapse_store_u8(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
     #define lapse_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
     static inline int lapse_cas_u64(uint64_t *p, uint64_t *expected, uint64_t desired) {
@@ -102,6 +104,8 @@ cdef extern from *:
     bint set_once_i32 "lapse_set_once_i32"(int32_t*, int32_t) noexcept nogil      # 1: it was 0 and is set now
     uint16_t peek_u16 "lapse_peek_u16"(const uint16_t*) noexcept nogil         # relaxed
     void poke_u16 "lapse_poke_u16"(uint16_t*, uint16_t) noexcept nogil         # relaxed
+    uint8_t load_u8 "lapse_load_u8"(const uint8_t*) noexcept nogil
+    void store_u8 "lapse_store_u8"(uint8_t*, uint8_t) noexcept nogil
     void fence "lapse_fence"() noexcept nogil
     bint cas_u64 "lapse_cas_u64"(uint64_t*, uint64_t* expected, uint64_t desired) noexcept nogil
     void pause "lapse_pause"() noexcept nogil

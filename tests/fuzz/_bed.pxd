@@ -37,7 +37,7 @@ cdef struct key_picture_t:
     uint64_t word, row, transfer, queue, directory, guess
 
 cdef struct op_picture_t:
-    uint64_t ts, remaining, queued, buffer, rest
+    uint64_t ts, remaining, under_way, buffer, rest
 
 cdef struct worker_picture_t:
     uint64_t next_ts, open_ops, open_bytes, event, pins, counters

@@ -307,7 +307,8 @@ cdef class Bed:
                 self.sizes[i][j] = 0
                 w.ops[j].ts = -1
                 w.ops[j].remaining = 0
-                w.ops[j].queued = 0
+                if w.ops[j].under_way != NULL:
+                    memset(w.ops[j].under_way, 0, w.ops[j].under_way_room)
             w.next_ts = 0
             w.event = 0
             w.open_ops = w.open_bytes = 0
@@ -381,7 +382,7 @@ cdef class Bed:
                 op = w.ops + j
                 o.ts = <uint64_t>op.ts
                 o.remaining = <uint64_t>op.remaining
-                o.queued = <uint64_t>op.queued if op.remaining else 0
+                o.under_way = digest(0, op.under_way, op.n) if op.remaining and op.kind != LOCALIZE else 0
                 o.buffer = digest(0, self.buffers[i][j], self.sizes[i][j])
                 o.rest = mix(mix(<uint64_t>op.kind, <uint64_t>op.n), op.credit) if op.ts >= 0 else 0
         p.counters = digest(0, &self.node.counters_, sizeof(self.node.counters_))
@@ -506,8 +507,6 @@ cdef class Bed:
         for j in range(WORKERS):
             open_ops = 0
             for k in range(PLACES):
-                if b.worker[j].op[k].queued > b.worker[j].op[k].remaining:
-                    return "more of an operation is queued than is left of it"
                 if <int64_t>b.worker[j].op[k].remaining < 0 or b.worker[j].op[k].remaining > a.worker[j].op[k].remaining:
                     return "an operation has fewer than no positions left, or got more"
                 open_ops += b.worker[j].op[k].remaining != 0

@@ -82,6 +82,26 @@ def test_more_answers_than_positions(node):
         assert not node.finished(ts)
 
 
+def test_a_position_is_answered_once(probe):
+    """By which message does not matter; the others of the operation are not done by it."""
+    node = probe.Probe(8, 0, 2, dtype="float32", visible=2)
+    for kind, answer in ((PULL, VALUES), (PUSH, ACK)):
+        ts = node.issue(kind, np.array([4, 5, 6]), np.zeros(6, np.float32))
+        values = bytes(8) if kind == PULL else b""
+        assert node.handle(message(answer, [4, 4], [0, 0], 2 * values, origin=0, ts=ts), 1) == BAD_ANSWER
+        assert node.handle(message(answer, [4], [0], values, origin=0, ts=ts), 1) == 0
+        before = node.state()
+        assert node.handle(message(answer, [4], [0], values, origin=0, ts=ts), 1) == BAD_ANSWER
+        assert node.handle(message(answer, [5, 4], [1, 0], 2 * values, origin=0, ts=ts), 1) == BAD_ANSWER
+        assert node.handle(message(kind, [0], [0], bytes(8) if kind == PUSH else b"", hops=1, origin=0, ts=ts), 1) == BAD_ANSWER
+        assert node.state() == before
+        assert node.handle(message(kind, [0], [1], bytes(8) if kind == PUSH else b"", hops=1, origin=0, ts=ts), 1) == 0   # served here
+        assert node.handle(message(answer, [5], [1], values, origin=0, ts=ts), 1) == BAD_ANSWER
+        assert not node.finished(ts)
+        assert node.handle(message(answer, [6], [2], values, origin=0, ts=ts), 1) == 0
+        assert node.finished(ts)
+
+
 def test_more_answers_than_positions_at_home(probe):
     node = probe.Probe(8, 0, 2, dtype="float32", visible=2)
     out, intact = guarded(2)
