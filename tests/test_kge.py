@@ -143,7 +143,7 @@ def spoil(data, case):
     options = {"--dataset": data, "--num_entities": 280, "--num_relations": 112, "--num_epochs": 1}
     part = data / "train.partitioned.2x2.del"
     if case == "no folder":
-        options["--dataset"], what = data / "none", "No such file"
+        options["--dataset"], what = data / "none", "none: no such folder"
     elif case == "not partitioned":
         part.unlink()
         what = r"train.partitioned.2x2.del is missing: make it by `python -m lapse partition .* 2 2`"
