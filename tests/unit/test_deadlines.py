@@ -137,6 +137,7 @@ LEAVERS = """
         if victim:
             if fate == "frozen":
                 os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(60)      # this thread may go on for a moment, until the one that got the signal has stopped them all
             os.kill(os.getpid(), signal.SIGKILL)
     lapse.setup(10, 1)
     if how == "Server":
