@@ -313,7 +313,7 @@ def test_a_node_that_does_not_end_is_killed(tag):
 
 def test_a_frozen_node_is_named(tag, monkeypatch):
     monkeypatch.setenv("PS_HEARTBEAT_INTERVAL", "0.2")
-    result = track("-s", "2", *program("if rank == 1: os.kill(os.getpid(), signal.SIGSTOP)\nmeet()"))
+    result = track("-s", "2", *program("if rank == 1:\n    os.kill(os.getpid(), signal.SIGSTOP)\n    time.sleep(600)\nmeet()"))
     assert result.returncode == 1
     last = result.stderr.decode().splitlines()[-1]
     assert last.startswith("lapse: node 1 (")
