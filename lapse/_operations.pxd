@@ -90,8 +90,8 @@ cdef void worker_free(worker_t*) noexcept nogil
 cdef int ensure_room(worker_t*, Py_ssize_t n) noexcept nogil                     # scratch for n positions: 0 or ERR_MEMORY
 cdef int ensure_offsets(op_t*, Py_ssize_t n) noexcept nogil                      # 0 or ERR_MEMORY
 cdef int ensure_under_way(op_t*, Py_ssize_t n) noexcept nogil                    # 0 or ERR_MEMORY; before the operation is open
-# Are all these positions, which exist, under way, and no two the same? Server thread only.
-cdef bint all_under_way(op_t*, const uint32_t* positions, Py_ssize_t n) noexcept nogil
+# These positions, which exist, are not under way any more. False, and nothing has changed: one was not, or is named twice. Server thread only.
+cdef bint end_way(op_t*, const uint32_t* positions, Py_ssize_t n) noexcept nogil
 # Which keys have been seen, of at most n: start with none; 0 or ERR_MEMORY. Then, of each: has it been seen before?
 cdef int seen_clear(worker_t*, Py_ssize_t n) noexcept nogil
 cdef bint seen_before(worker_t*, Key key) noexcept nogil

@@ -7,7 +7,6 @@ from lapse._sync cimport load_u8, store_u8
 from lapse._types cimport ERR_MEMORY, Key
 
 cdef enum:
-    SEEN = 2                    # a position under way that a message has named already
     FEW = 8                     # keys that are compared with each other, without a table
 
 
@@ -111,17 +110,15 @@ cdef int ensure_under_way(op_t* op, Py_ssize_t n) noexcept nogil:
     return 0
 
 
-cdef bint all_under_way(op_t* op, const uint32_t* positions, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i, looked = 0
-    cdef bint fine = True
-    while looked < n and fine:
-        fine = load_u8(op.under_way + positions[looked]) == 1
-        if fine:
-            store_u8(op.under_way + positions[looked], SEEN)
-            looked += 1
-    for i in range(looked):
-        store_u8(op.under_way + positions[i], 1)
-    return fine
+cdef bint end_way(op_t* op, const uint32_t* positions, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i, j
+    for i in range(n):
+        if load_u8(op.under_way + positions[i]) == 0:
+            for j in range(i):
+                store_u8(op.under_way + positions[j], 1)
+            return False
+        store_u8(op.under_way + positions[i], 0)
+    return True
 
 
 cdef int seen_clear(worker_t* w, Py_ssize_t n) noexcept nogil:

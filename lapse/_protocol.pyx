@@ -17,7 +17,7 @@ cimport cython
 from lapse._answers cimport answer_add, answer_copy, answer_t, answer_to, write_header
 from lapse._counters cimport LOCAL, note_relocation, tally
 from lapse._directory cimport directory_epoch, expect_owner, home_of, owner_of, remember_owner
-from lapse._operations cimport all_under_way, chain_to, ensure_room, first_repeated
+from lapse._operations cimport chain_to, end_way, ensure_room, first_repeated
 from lapse._pins cimport pin_drop
 from lapse._store cimport (AWAY, COMING, HERE, ROW_AHEAD, SLOT_AHEAD, KeyState, absent_rows, add_values, batch_bytes, epoch_of,
                            expect_header, expect_row, expect_slot, first_out_of_range, gone_word, insert_row, is_home, latch, pull_rows,
@@ -194,8 +194,11 @@ cdef class Protocol(Router):
         for i in range(n):
             if not self.has_place(op, aux[i], keys[i]):
                 return self.blame(BAD_ANSWER, keys[i], 0)
-        if h.type != LOCALIZE and not all_under_way(op, aux, n):
-            return self.blame(BAD_ANSWER, keys[0], 0)
+        if h.type != LOCALIZE:
+            if not end_way(op, aux, n):
+                return self.blame(BAD_ANSWER, keys[0], 0)
+            for i in range(n):
+                store_u8(op.under_way + aux[i], 1)      # until it is served or waits; it may go on
         return FINE
 
     cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil:
@@ -746,10 +749,8 @@ cdef class Protocol(Router):
         for i in range(n):
             if not self.has_place(op, aux[i], keys[i]):
                 return self.blame(BAD_ANSWER, keys[i], 0)
-        if not all_under_way(op, aux, n):
+        if not end_way(op, aux, n):
             return self.blame(BAD_ANSWER, keys[0], 0)
-        for i in range(n):
-            store_u8(op.under_way + aux[i], 0)
         if h.type == VALUES:
             for i in range(n):
                 size = visible_bytes(s, keys[i])
