@@ -225,15 +225,20 @@ $(TESTS:%=build/tests/%): build/tests/%: tests/cluster/%.py build/stamps/lapse M
 # A sanitizer's build lies in a copy of the tree, so that it does not disturb the one in place. libstdc++ comes first with it because
 # libzmq throws, and AddressSanitizer must know where to. Reports go to files, and any is an error, also of a process that a test has
 # started; those of UndefinedBehaviorSanitizer go to the terminal, and end the process. The simulation comes first, with threads for actors
-# and without suppressions. SANITIZED are tests, SIMULATED schedules.
-SANITIZED ?= tests/unit $(patsubst %,"tests/test_programs.py::test_program[%---sys.location_caches_1]",\
+# and without suppressions. SANITIZED are tests, SIMULATED schedules. Each file of tests has a process of its own: a child that is forked while
+# threads of earlier tests are alive is more than ThreadSanitizer can follow.
+SANITIZED ?= $(filter-out $(UNSANITIZED),$(wildcard tests/unit/test_*.py)) \
+    $(patsubst %,"tests/test_programs.py::test_program[%---sys.location_caches_1]",\
     test_connection-2 test_consistency-2 test_dynamic_allocation-2 test_locality_api-2 test_many_key_operations-2 test_many_key_operations-3 \
     test_sampling-2 test_set_operation-2 test_variable_length_values-2)
 SIMULATED ?= 2000
 # Left out: tests of tools and pages, which run foreign programs and none of the core; the simulation, which runs by itself; what looks at
-# signals, of which a sanitizer's runtime has its own; under ThreadSanitizer a child that is forked and starts threads, which it forbids.
-UNSANITIZED = $(patsubst %,--ignore tests/unit/test_%.py,benchmarks docs fetch_kge fetch_text fetching lint parking peers simulation stubs) \
-    $(patsubst %,--deselect tests/unit/test_launch.py::%,test_the_nodes_environment test_the_first_failed_node_is_named_and_its_code_returned) \
+# signals, of which a sanitizer's runtime has its own, or at the size of processes, to which it adds; under ThreadSanitizer a child that is
+# forked and starts threads, which it forbids.
+UNSANITIZED = $(patsubst %,tests/unit/test_%.py,benchmarks check docs fetch_kge fetch_text fetching lint locks memory parking peers \
+    simulation stubs)
+DESELECTED = $(patsubst %,--deselect tests/unit/test_launch.py::%,\
+    test_the_nodes_environment test_the_first_failed_node_is_named_and_its_code_returned) \
     $(if $(filter tsan,$@),--deselect tests/unit/test_node.py::test_fork)
 TREE := $(wildcard Makefile setup.py pyproject.toml README.md LICENSE NOTICE lapse apps tests tracker tools benchmarks examples bindings)
 REPORTS = log_path=$(CURDIR)/build/$@/report
@@ -245,7 +250,8 @@ define sanitize
 	$(MAKE) -C build/$(1) PYTHON="$(PYTHON)" LAPSE_BUILD=$(1) all kernels
 	cd build/$(1) && export LD_PRELOAD="$$(gcc -print-file-name=lib$(1).so) $$(gcc -print-file-name=libstdc++.so.6)" && \
 	    { $(2)="$(3) $(REPORTS)" "$(PYTHON)" -m lapse.testing --actors threads --schedules $(SIMULATED) --processes 2 && \
-	      $(2)="$(3) $(REPORTS) $(4)" "$(PYTHON)" -m pytest -p no:cacheprovider --capture=no $(UNSANITIZED) $(SANITIZED) $(ARGS); \
+	      export $(2)="$(3) $(REPORTS) $(4)" && printf '%s\n' $(SANITIZED) | \
+	      xargs -d '\n' -n 1 "$(PYTHON)" -m pytest --quiet -p no:cacheprovider --capture=no $(DESELECTED) $(ARGS); \
 	      code=$$?; unset LD_PRELOAD; grep -l "WARNING: \|ERROR: " report.* 2>/dev/null | xargs --no-run-if-empty cat > reports; cat reports; \
 	      echo "$(1): $$(grep -c "^SUMMARY: " reports) reports"; test ! -s reports || code=1; exit $$code; }
 endef

@@ -24,6 +24,7 @@ cdef class Protocol(Router):
     cdef char* copy_early(self, Key key) noexcept nogil
     cdef op_t* find_op(self, uint32_t worker, Timestamp ts) noexcept nogil
     cdef bint has_place(self, const op_t* op, uint32_t position, Key key) noexcept nogil
+    cdef bint unpin(self, worker_t* w, Key key) noexcept nogil
     cdef int handle_operation(self, header_t* h, const Key* keys, const uint32_t* aux, char* vals, Rank src) noexcept nogil
     cdef int check_own(self, header_t* h, const Key* keys, const uint32_t* aux) noexcept nogil
     cdef void settle_local_localize(self, header_t* h, Py_ssize_t here) noexcept nogil

@@ -1,10 +1,11 @@
 """One node's protocol, for tests that write its messages themselves; what it sends is kept."""
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from lapse._directory cimport cached_owner, directory_epoch, owner_of
 from lapse._operations cimport op_finished, worker_t
+from lapse._pins cimport pin_add, pin_drop, pin_find, pin_t, pins_free, pins_t
 from lapse._protocol cimport Protocol, Sink, out_t
 from lapse._store cimport COMING, HERE, epoch_of, is_home, row_of, slot_word, state_of, store_t, stored_bytes, transfer_of
 from lapse._sync cimport load_i64
@@ -23,7 +24,10 @@ cdef class Recorder(Sink):
         out.data = <char*>malloc(size)
         out.size = size
         self.unsent += 1
-        return ERR_MEMORY if out.data == NULL else 0
+        if out.data == NULL:
+            return ERR_MEMORY
+        memset(out.data, 0xaa, size)            # what is not written shows
+        return 0
 
     cdef int send(self, Rank dest, out_t* out) noexcept nogil:
         with gil:
@@ -103,3 +107,55 @@ cdef class Probe:
 
     def open_operations(self):
         return load_i64(&self.worker.open_ops)
+
+    def blamed(self):
+        """(key, epoch) that the last violation was about."""
+        return self.protocol.bad_key, self.protocol.bad_epoch
+
+    def watch(self, begin, end, room):
+        assert self.protocol.watch(begin, end, room) == 0
+
+    def arrived(self):
+        """(how many watched keys have come, the last of them)."""
+        cdef int64_t count = load_i64(&self.protocol.arrivals)
+        return count, [load_i64(self.protocol.arrived + (i & self.protocol.arrived_mask))
+                       for i in range(max(0, count - self.protocol.arrived_mask - 1), count)]
+
+    def pinned(self):
+        return load_i64(&self.worker.pins.cached), self.worker.pins.used
+
+
+cdef class Pins:
+    """A table of pins."""
+    cdef pins_t pins
+
+    def __dealloc__(self):
+        pins_free(&self.pins)
+
+    def add(self, Key key, Rank route, bint cached):
+        return pin_add(&self.pins, key, route, cached)
+
+    def drop(self, Key key):
+        return pin_drop(&self.pins, key)
+
+    def find(self, Key key):
+        """(route, cached, count), or None."""
+        cdef pin_t pin
+        return (pin.route, pin.cached, pin.count) if pin_find(&self.pins, key, &pin) else None
+
+    def held(self):
+        return load_i64(&self.pins.cached), self.pins.used
+
+    def storm(self, Key begin, Key end, Py_ssize_t rounds):
+        """Add, find and drop the keys again and again, without the GIL; how often one was not as this thread had left it."""
+        cdef Py_ssize_t wrong = 0, i
+        cdef Key key
+        cdef pin_t pin
+        with nogil:
+            for i in range(rounds):
+                for key in range(begin, end):
+                    wrong += pin_add(&self.pins, key, <Rank>(key & 7), True) != 0
+                for key in range(begin, end):
+                    wrong += not pin_find(&self.pins, key, &pin) or pin.route != key & 7 or pin.count != 1
+                    wrong += pin_drop(&self.pins, key) != 0
+        return wrong

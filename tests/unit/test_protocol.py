@@ -1,6 +1,8 @@
-"""Every byte that a node sends is hostile: what the protocol refuses, before anything changes and outside of nobody's arrays."""
+"""One node, message by message. Every byte from another one is hostile: what is refused, before anything changes; and what is sent."""
 import random
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ pytest.importorskip("Cython")
 EXT = Path(__file__).resolve().parents[1] / "ext"
 
 PULL, PUSH, SET, LOCALIZE, HAND_OVER, TRANSFER, VALUES, ACK = range(1, 9)
-BAD_SIZE, BAD_KEY, BAD_ORIGIN, BAD_HOME, OWNER_ASKS, NOT_HERE, SECOND_NEXT, NOT_COMING, BAD_EPOCH, TOO_MANY_HOPS, BAD_ANSWER, \
-    BAD_FIELD, TWICE = -100, -102, -103, -104, -105, -106, -107, -108, -109, -110, -111, -114, -115
+BAD_SIZE, BAD_TYPE, BAD_KEY, BAD_ORIGIN, BAD_HOME, OWNER_ASKS, NOT_HERE, SECOND_NEXT, NOT_COMING, BAD_EPOCH, TOO_MANY_HOPS, BAD_ANSWER, \
+    BAD_FIELD, TWICE = -100, -101, -102, -103, -104, -105, -106, -107, -108, -109, -110, -111, -114, -115
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,23 @@ REFUSED = {
     "transfer forwarded": (message(TRANSFER, [4], [1], FLOATS[5], hops=1, origin=0), 1, BAD_FIELD),
     "answer forwarded": (message(VALUES, [4], [0], FLOATS[5], hops=1, origin=0), 1, BAD_FIELD),
     "origin beyond the nodes": (message(PULL, [0, 1], origin=3), 1, BAD_ORIGIN),
+    "origin beyond the nodes, forwarded": (message(PULL, [0, 1], origin=3, hops=1), 1, BAD_ORIGIN),
+    "less than a header": (message(PULL, [0])[:63], 1, BAD_SIZE),
+    "a header alone": (message(PULL, [0])[:64], 1, BAD_SIZE),
+    "of no type": (message(0, [0]), 1, BAD_TYPE),
+    "of a type that is not for the protocol": (message(ACK + 1, [0]), 1, BAD_TYPE),
+    "a pull with values": (message(PULL, [0], values=FLOATS[1]), 1, BAD_SIZE),
+    "a push without values": (message(PUSH, [0]), 1, BAD_SIZE),
+    "a set without values": (message(SET, [0]), 1, BAD_SIZE),
+    "a transfer without values": (message(TRANSFER, [6], [1], origin=0), 1, BAD_SIZE),
+    "a pull that is answered without values": (message(VALUES, [3], [0], origin=0), 1, BAD_SIZE),
+    "an answer with values": (message(ACK, [3], [0], FLOATS[4], origin=0), 1, BAD_SIZE),
+    "a worker beyond the workers": (message(ACK, [3], [0], origin=0, worker=3), 1, BAD_ANSWER),
+    "a worker far beyond the workers": (message(ACK, [3], [0], origin=0, worker=2**32 - 1), 1, BAD_ANSWER),
+    "a worker that there is not yet": (message(ACK, [3], [0], origin=0, worker=1), 1, BAD_ANSWER),
+    "an operation before the first": (message(ACK, [3], [0], origin=0, ts=2**64 - 1), 1, BAD_ANSWER),
+    "an operation to come": (message(ACK, [3], [0], origin=0, ts=2), 1, BAD_ANSWER),
+    "hand-over of what is coming and has a next owner, too": (message(HAND_OVER, [7], [3], origin=1), 2, SECOND_NEXT),
     "in the name of another": (message(PUSH, [0], values=FLOATS[1], origin=2), 1, BAD_ORIGIN),
     "localize of keys homed elsewhere": (message(LOCALIZE, [0, 1, 6]), 1, BAD_HOME),
     "localize by the owner": (message(LOCALIZE, [0, 2]), 2, BAD_ORIGIN),
@@ -254,6 +273,209 @@ def test_the_states_that_frames_are_refused_in(busy):
     assert busy.finished(0)
     assert busy.sink.unsent == 0
     assert [(dest, sent[6]) for dest, sent in busy.sink.sent][-4:] == [(1, TRANSFER), (2, TRANSFER), (1, ACK), (1, TRANSFER)]
+
+
+def test_the_key_and_its_epoch_are_named(busy):
+    assert busy.handle(message(HAND_OVER, [4, 5], [2, 7], origin=2), 1) == BAD_EPOCH
+    assert busy.blamed() == (5, 7)
+    assert busy.handle(message(PULL, [0, 9]), 1) == BAD_KEY
+    assert busy.blamed() == (9, 0)
+
+
+# --- what a node sends
+
+def header(sent):
+    """(type, hops, origin, worker, count, timestamp, bytes of values, reserved)"""
+    _, _, kind, hops, _, _, _, origin, worker, count, ts, value_bytes, reserved = struct.unpack("<IHBBQQIIIIQQQ", sent[:64])
+    return kind, hops, origin, worker, count, ts, value_bytes, reserved
+
+
+def test_every_byte_of_a_frame_is_written(probe):
+    """The memory of a frame has held other things before; a recorded one is full of 0xaa, as no number here is."""
+    node = probe.Probe(8, 0, 2, dtype="float32", visible=2)
+    node.issue(PUSH, np.array([4, 5, 6]), np.zeros(6, np.float32))
+    node.issue(PULL, np.array([4]), np.zeros(2, np.float32))
+    node.issue(LOCALIZE, np.array([7]), np.empty(0))
+    assert node.handle(message(PULL, [0, 1, 2], ts=3), 1) == 0
+    assert node.handle(message(PUSH, [0], values=bytes(8), ts=4), 1) == 0
+    assert node.handle(message(LOCALIZE, [3], ts=5), 1) == 0
+    assert [header(sent)[0] for _, sent in node.sink.sent] == [PUSH, PULL, LOCALIZE, VALUES, ACK, TRANSFER]
+    for dest, sent in node.sink.sent:
+        assert dest == 1
+        count = header(sent)[4]
+        assert b"\xaa" not in sent[20:64]                        # (before that: the channel's fields, which the van stamps)
+        assert b"\xaa" not in sent[64:]
+        assert header(sent)[7] == 0
+        if count & 1:
+            assert sent[64 + 12 * count:64 + 12 * count + 4] == bytes(4)
+    assert header(node.sink.sent[0][1]) == (PUSH, 0, 0, 0, 3, 0, 24, 0)
+    assert header(node.sink.sent[3][1]) == (VALUES, 0, 1, 0, 3, 3, 24, 0)
+    assert header(node.sink.sent[5][1]) == (TRANSFER, 0, 1, 0, 1, 0, 8, 0)
+
+
+HEADER, FRAME = 64, 1 << 24
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_frame_is_filled_to_the_last_byte(probe, more):
+    """Two values that fit into one frame exactly; with one number more, into two."""
+    half = (FRAME - HEADER - 2 * 12) // 8
+    lengths = np.array([half, half + more, half, half + more], np.uint32)
+    node = probe.Probe(4, 0, 2, dtype="float32", visible=lengths, stored=lengths)
+    node.issue(PUSH, np.array([2, 3]), np.zeros(2 * half + more, np.float32))
+    assert [header(sent)[4] for _, sent in node.sink.sent] == ([1, 1] if more else [2])
+    assert more or len(node.sink.sent[0][1]) == FRAME
+    node.sink.sent.clear()
+    ts = node.issue(PULL, np.array([2, 3]), np.zeros(2 * half + more, np.float32))
+    assert [header(sent)[4] for _, sent in node.sink.sent] == ([1, 1] if more else [2])
+    node.sink.sent.clear()
+    assert ts == 1
+    for kind, answer in ((PULL, VALUES), (LOCALIZE, TRANSFER)):
+        frame = message(kind, [0, 1])
+        if more:
+            assert node.handle(frame, 1) == BAD_SIZE
+            assert node.sink.sent == []
+        else:
+            assert node.handle(frame, 1) == 0
+            assert [(header(sent)[0], len(sent)) for _, sent in node.sink.sent] == [(answer, FRAME)]
+        node.sink.sent.clear()
+    if not more:
+        return
+    node = probe.Probe(4, 0, 2, dtype="float32", visible=lengths, stored=lengths)
+    assert node.handle(message(PULL, [1]), 1) == 0              # alone it fits
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_answers_out_of_a_queue_fill_a_frame(probe, more):
+    half = (FRAME - HEADER - 2 * 12) // 8
+    lengths = np.array([1, 1, half, half + more], np.uint32)
+    node = probe.Probe(4, 0, 2, dtype="float32", visible=lengths, stored=lengths)
+    node.issue(LOCALIZE, np.array([2, 3]), np.empty(0))
+    if more:                                                    # (it may not ask for both at once)
+        assert node.handle(message(PULL, [2], [0], ts=9), 1) == 0
+        assert node.handle(message(PULL, [3], [1], ts=9), 1) == 0
+    else:
+        assert node.handle(message(PULL, [2, 3], ts=9), 1) == 0
+    node.sink.sent.clear()
+    for key in (2, 3):
+        assert node.handle(message(TRANSFER, [key], [1], bytes(4 * int(lengths[key])), origin=0), 1) == 0
+    assert [header(sent)[0] for _, sent in node.sink.sent] == [VALUES, VALUES]
+    node = probe.Probe(4, 0, 2, dtype="float32", visible=2)
+    node.issue(LOCALIZE, np.array([2, 3]), np.empty(0))
+    for ts in (7, 8, 7):                                        # answers to one operation are one message, up to a frame
+        assert node.handle(message(PULL, [2], [ts & 1], ts=ts), 1) == 0
+    node.sink.sent.clear()
+    assert node.handle(message(TRANSFER, [2], [1], bytes(8), origin=0), 1) == 0
+    assert [header(sent)[4:6] for _, sent in node.sink.sent] == [(2, 7), (1, 8)]
+
+
+# --- location caches, pins, arrivals
+
+def test_a_route_is_remembered_and_kept(probe):
+    """Keys 3-5 are homed at node 1. The next operation goes to whom the last answer came from; but not before all is answered."""
+    node = probe.Probe(9, 0, 3, dtype="float32", visible=2, location_caches=True)
+
+    def pull():
+        ts = node.issue(PULL, np.array([4]), np.zeros(2, np.float32))
+        return ts, node.sink.sent[-1][0]
+
+    def answer(ts, src):
+        assert node.handle(message(VALUES, [4], [0], bytes(8), origin=0, ts=ts), src) == 0
+
+    ts, dest = pull()
+    assert dest == 1
+    assert node.pinned() == (0, 1)
+    again, dest = pull()
+    answer(ts, 2)                                               # known, but one is still under way to the home
+    third, dest = pull()
+    assert dest == 1
+    answer(again, 2)
+    answer(third, 2)
+    assert node.pinned() == (0, 0)
+    ts, dest = pull()
+    assert dest == 2
+    assert node.pinned() == (1, 1)
+    answer(ts, 1)
+    assert pull()[1] == 1
+    assert node.pinned() == (0, 1)
+
+
+def test_where_a_key_goes_is_remembered(probe):
+    """A key that this node hands over, at once or as soon as it comes, is asked for where it went."""
+    for early in (False, True):
+        node = probe.Probe(9, 0, 3, dtype="float32", visible=2, location_caches=True)
+        node.issue(LOCALIZE, np.array([4]), np.empty(0))
+        frames = [(message(TRANSFER, [4], [1], bytes(8), origin=0), 1), (message(HAND_OVER, [4], [2], origin=2), 1)]
+        for frame, src in reversed(frames) if early else frames:
+            assert node.handle(frame, src) == 0
+        assert [(dest, header(sent)[0]) for dest, sent in node.sink.sent] == [(1, LOCALIZE), (2, TRANSFER)]
+        node.issue(PULL, np.array([4]), np.zeros(2, np.float32))
+        assert node.sink.sent[-1][0] == 2
+
+
+def test_keys_without_a_guess_go_to_their_home(probe):
+    node = probe.Probe(9, 0, 3, dtype="float32", visible=2, location_caches=True)
+    node.issue(PULL, np.array([4, 8, 3]), np.zeros(6, np.float32))
+    assert [(dest, header(sent)[4]) for dest, sent in node.sink.sent] == [(1, 2), (2, 1)]
+
+
+def test_pins_are_counted(probe):
+    """Beside a table written down in Python: keys that share a place, routes of both kinds, and growth."""
+    draw = random.Random(7)
+    pins, model = probe.Pins(), {}
+    assert pins.find(1) is None
+    assert pins.drop(1) == -1
+    for _ in range(20000):
+        key = draw.randrange(200) * draw.choice([1, 1 << 44])
+        if draw.random() < 0.55:
+            route, cached = draw.randrange(9), draw.random() < 0.5
+            assert pins.add(key, route, cached) == 0
+            model.setdefault(key, [route, cached, 0])[2] += 1
+        elif key in model:
+            assert pins.drop(key) == 0
+            model[key][2] -= 1
+            if not model[key][2]:
+                del model[key]
+        else:
+            assert pins.drop(key) == -1
+        assert pins.find(key) == (tuple(model[key]) if key in model else None)
+        assert pins.held() == (sum(pin[1] for pin in model.values()), len(model))
+    for key in model:
+        assert pins.find(key) == tuple(model[key])
+
+
+def test_two_threads_have_pins(probe):
+    """A worker adds while the server drops."""
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(20):
+            pins = probe.Pins()
+            assert sum(threads.map(lambda i: pins.storm(8 * i, 8 * i + 8, 1000), range(3))) == 0    # noqa: B023
+            assert pins.held() == (0, 0)
+
+
+def test_arrivals_are_noted(probe):
+    node = probe.Probe(12, 0, 2, dtype="float32", visible=2)
+    node.watch(7, 10, 2)
+    node.issue(LOCALIZE, np.arange(6, 12), np.empty(0))
+    assert node.arrived() == (0, [])
+    assert node.handle(message(TRANSFER, [6, 7, 10], [1, 1, 1], bytes(24), origin=0), 1) == 0
+    assert node.arrived() == (1, [7])
+    assert node.handle(message(TRANSFER, [9, 8], [1, 1], bytes(16), origin=0), 1) == 0
+    assert node.arrived() == (3, [9, 8])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's record of its mappings")
+def test_a_protocol_gives_its_memory_back(probe):
+    """Directory, caches and slots are mapped, and no counter of malloc sees them."""
+    def size():
+        return int(Path("/proc/self/statm").read_text().split()[0])
+
+    node, before = None, 0
+    for i in range(12):
+        node = probe.Probe(1 << 20, 0, 2, dtype="float32", visible=1, location_caches=True)
+        before = before if i else size()
+    assert node is not None
+    assert size() - before < 3 * 512        # pages; a directory has 1024, a cache 512
 
 
 def test_anything(probe):

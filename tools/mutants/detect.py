@@ -20,7 +20,7 @@ SECONDS = 2                     # of CPU time for one schedule, which takes mill
 DEADLINE = 120                  # seconds on the clock for a mutant
 MEMORY = 3 << 30                # bytes of address space
 LEAK_SEEDS = 24
-STARVED = 300                   # schedules in which one allocation fails
+STARVED = 1500                  # schedules in which one allocation fails
 
 
 class Outcome(NamedTuple):
