@@ -155,6 +155,7 @@ cdef class Pins:
             for i in range(rounds):
                 for key in range(begin, end):
                     wrong += pin_add(&self.pins, key, <Rank>(key & 7), True) != 0
+                wrong += load_i64(&self.pins.cached) < end - begin         # (without the lock, as the fast path looks)
                 for key in range(begin, end):
                     wrong += not pin_find(&self.pins, key, &pin) or pin.route != key & 7 or pin.count != 1
                     wrong += pin_drop(&self.pins, key) != 0
