@@ -409,6 +409,7 @@ def test_where_a_key_goes_is_remembered(probe):
         for frame, src in reversed(frames) if early else frames:
             assert node.handle(frame, src) == 0
         assert [(dest, header(sent)[0]) for dest, sent in node.sink.sent] == [(1, LOCALIZE), (2, TRANSFER)]
+        assert header(node.sink.sent[-1][1]) == (TRANSFER, 0, 2, 0, 1, 0, 8, 0)
         node.issue(PULL, np.array([4]), np.zeros(2, np.float32))
         assert node.sink.sent[-1][0] == 2
 
@@ -476,6 +477,29 @@ def test_a_protocol_gives_its_memory_back(probe):
         before = before if i else size()
     assert node is not None
     assert size() - before < 3 * 512        # pages; a directory has 1024, a cache 512
+
+
+@pytest.mark.parametrize("key", [1, 4])
+def test_a_transfer_of_long_ago(probe, key):
+    """A key that comes a second time, at its home and elsewhere, comes with a later epoch; the home knows which."""
+    node = probe.Probe(9, 0, 3, dtype="float32", visible=2)
+    home = key // 3
+    if home == 0:
+        assert node.handle(message(LOCALIZE, [key], origin=2), 2) == 0          # epoch 1
+        node.issue(LOCALIZE, np.array([key]), np.empty(0))                      # 2
+    else:
+        node.issue(LOCALIZE, np.array([key]), np.empty(0))
+        assert node.handle(message(TRANSFER, [key], [1], bytes(8), origin=0), 1) == 0
+        assert node.handle(message(HAND_OVER, [key], [2], origin=2), 1) == 0
+        node.issue(LOCALIZE, np.array([key]), np.empty(0))
+    before = node.state()
+    for epoch in (0, 1) if home == 0 else (0, 1, 2):
+        assert node.handle(message(TRANSFER, [key], [epoch], bytes(8), origin=0), 2) == BAD_EPOCH
+        assert node.blamed() == (key, epoch)
+    if home == 0:
+        assert node.handle(message(TRANSFER, [key], [3], bytes(8), origin=0), 2) == BAD_EPOCH
+    assert node.state() == before
+    assert node.handle(message(TRANSFER, [key], [2 if home == 0 else 3], bytes(8), origin=0), 2) == 0
 
 
 def test_anything(probe):
