@@ -29,7 +29,7 @@ from Cython.Compiler import ExprNodes, Nodes, PyrexTypes  # noqa: E402
 SOURCES = [f"lapse/{name}" for name in (
     "_protocol.pyx", "_routing.pyx", "_directory.pxd", "_directory.pyx", "_transfers.pxd", "_transfers.pyx", "_answers.pyx", "_pins.pyx",
     "_operations.pxd", "_operations.pyx")]
-NETWORK = ["garble", "garble", "garble", "garble", "loss,no_sequence", "reorder,no_sequence"]
+NETWORK = ["garble", "garble", "garble", "garble", "loss,no_sequence", "reorder,no_sequence", "duplicate,no_sequence"]
 GOAL = 95                       # percent
 
 

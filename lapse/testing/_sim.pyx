@@ -12,7 +12,7 @@ from lapse._protocol cimport (FAULT_CACHE_FORWARD, FAULT_DROP_QUEUE, FAULT_EARLY
 from lapse._sampling cimport PRELOC, Sampler, Sampling
 from lapse._store cimport COMING, HERE, absent_rows, epoch_of, pull_rows, push_rows, set_rows, slot_word, state_of, store_t
 from lapse._sync cimport fence, load_i64, load_u32, store_u32
-from lapse._types cimport DONE, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Rank, Timestamp
+from lapse._types cimport DONE, ERR_MEMORY, OP_LOCALIZE, OP_PULL, OP_PUSH, OP_SET, Key, Rank, Timestamp
 from lapse._wire cimport HEADER_BYTES, TRANSFER, header_t
 from lapse.testing._world cimport (BEGINS, DIGEST, DIRECTORY, ENDED, EPOCH, FAULT_DUPLICATE, FAULT_GARBLE, FAULT_LOSS, FAULT_NO_SEQUENCE,
                                    FAULT_REORDER, FINISHES, HANGS, IDLE, IN_TRANSFER, ISSUE, LIVELOCK, MAIN, MAX_ACTORS, MAX_CHANNELS,
@@ -521,6 +521,8 @@ cdef class Schedule:
         note_call(s, BEGINS, c)
         self.note_writes(a, c)
         m = self.do_local(a, w, c, w.misses)
+        if m < 0:
+            fail(s, ISSUE, c.keys[0], ERR_MEMORY)
         if m > 0 and w.next_ts > w.mask:
             self.sleep(a, w, w.next_ts - w.mask - 1)        # credit: the place in the ring must be free
         if m > 0 and not s.aborted:
@@ -533,11 +535,12 @@ cdef class Schedule:
         return 0
 
     cdef Py_ssize_t do_local(self, int a, worker_t* w, call_t* c, uint32_t* todo) noexcept:
-        """The local fast path; what is left of it in todo. Half of the time other actors get a turn between two keys."""
+        """The local fast path; how much is left, in todo, or -1. Half of the time other actors get a turn between two keys."""
         cdef world_t* s = &self.world
         cdef store_t* store = s.stores[s.actor[a].node]
         cdef Py_ssize_t m = 0, i
         cdef uint32_t miss
+        cdef Py_ssize_t rc
         if not self.shared_memory or (c.kind != OP_LOCALIZE and load_i64(&w.pins.cached) > 0):
             for i in range(c.n):
                 todo[i] = <uint32_t>i
@@ -548,8 +551,10 @@ cdef class Schedule:
             if c.kind == OP_SET and m > 0:          # none may overtake one that has still to be sent
                 miss = 1
             else:
-                miss = 0
-                miss = <uint32_t>rows(store, c.kind, c.keys + i, 1, c.vals + c.offsets[i], &miss)
+                rc = rows(store, c.kind, c.keys + i, 1, c.vals + c.offsets[i], &miss)
+                if rc < 0:
+                    return rc
+                miss = <uint32_t>rc
             if miss:
                 todo[m] = <uint32_t>i
                 m += 1
