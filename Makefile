@@ -225,8 +225,8 @@ $(TESTS:%=build/tests/%): build/tests/%: tests/cluster/%.py build/stamps/lapse M
 # A sanitizer's build lies in a copy of the tree, so that it does not disturb the one in place. libstdc++ comes first with it because
 # libzmq throws, and AddressSanitizer must know where to. Reports go to files, and any is an error, also of a process that a test has
 # started; those of UndefinedBehaviorSanitizer go to the terminal, and end the process. The simulation comes first, with threads for actors
-# and without suppressions. SANITIZED are tests, SIMULATED schedules. Each file of tests has a process of its own: a child that is forked while
-# threads of earlier tests are alive is more than ThreadSanitizer can follow.
+# and without suppressions. SANITIZED are tests, SIMULATED schedules. Each file of tests has a process of its own: a child that is forked
+# while threads of earlier tests are alive is more than ThreadSanitizer can follow.
 SANITIZED ?= $(filter-out $(UNSANITIZED),$(wildcard tests/unit/test_*.py)) \
     $(patsubst %,"tests/test_programs.py::test_program[%---sys.location_caches_1]",\
     test_connection-2 test_consistency-2 test_dynamic_allocation-2 test_locality_api-2 test_many_key_operations-2 test_many_key_operations-3 \

@@ -4,10 +4,10 @@ Counted in what Cython has parsed, so that nothing of Cython's own code is among
 condition of an if, a while or an `x if c else y`, and for each operand of its and/or. (A for loop has none: that it was entered is in the
 lines of its body.)
 
-Schedules run without faults; then with a network that garbles messages, or loses or reorders them without sequence numbers; and with one
-allocation that fails, after which nothing may crash, hang, or be silently wrong. What is not reached has to be in tools/uncovered.txt
-with the reason. Exit code 0: nothing else is missing, and 95 % of lines and branches are reached, without those that need a bug which
-tests put in, and what the list says cannot be reached.
+Schedules run without faults; then with a network that garbles messages, or loses, doubles or reorders them without sequence numbers;
+and with one allocation that fails, after which nothing may crash, hang, or be silently wrong. What is not reached has to be in
+tools/uncovered.txt with the reason. Exit code 0: nothing else is missing, and 95 % of lines and branches are reached, without those that
+need a bug which tests put in, and what the list says cannot be reached.
 """
 from __future__ import annotations
 
@@ -293,6 +293,8 @@ def main() -> int:
     p.add_argument("--schedules", type=int, default=3000, help="(default: %(default)s)")
     p.add_argument("--uncovered", action="store_true", help="print all that is not reached, with the reason")
     args = p.parse_args()
+    if args.schedules < 1:
+        p.error("--schedules: expected a number above 0")
     begin = time.monotonic()
     tree = ROOT / "build/coverage/tree"
     tree.parent.mkdir(parents=True, exist_ok=True)
@@ -320,4 +322,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("coverage: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -131,4 +131,8 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("python -m lapse.testing: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import itertools
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import NamedTuple
@@ -172,8 +173,10 @@ def _run_slice(part) -> Tally:
 
 
 def _in_processes(slices, processes: int):
-    # spawned, not forked: a Lapse object of the parent is of no use in a child, and greenlets do not survive it either
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # spawned, not forked: a Lapse object of the parent is of no use in a child, and greenlets do not survive it
+    # either. Ctrl-C is for the parent: they end with the slices that they are at.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"),
+                             initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         futures = [pool.submit(_run_slice, part) for part in slices]
         try:
             for future in as_completed(futures):

@@ -96,9 +96,12 @@ class Campaign:
         for scenario in self.scenarios:
             runs = self.args.runs or max(1, round(scenario.runs * self.args.scale))
             work += [(scenario, self.args.seed + i) for i in range(runs)]
-        with ThreadPoolExecutor(self.args.jobs) as pool:
+        pool = ThreadPoolExecutor(self.args.jobs)
+        try:
             for future in [pool.submit(self.one, *entry) for entry in work]:
                 future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)      # after Ctrl-C, the jobs that are under way come to their end
 
     def table(self):
         lines = ["| scenario | runs | wrong | missed the phase | median s | worst s | limit s |", "|---|---|---|---|---|---|---|"]
@@ -115,6 +118,8 @@ def main(argv=None):
     args = parse(argv)
     scenarios = [replace(scenario, scale=args.scale) for scenario in SCENARIOS
                  if not args.only or any(fnmatch.fnmatch(scenario.name, pattern) for pattern in args.only)]
+    if not scenarios:
+        print(f"faults: no scenario is called {' or '.join(args.only)}; there are:", file=sys.stderr)
     if args.list or not scenarios:
         print("\n".join(f"{scenario.name}: {scenario.runs}" for scenario in SCENARIOS))
         return 0 if args.list else 2
@@ -129,4 +134,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("faults: interrupted", file=sys.stderr)
+        sys.exit(130)

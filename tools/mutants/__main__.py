@@ -131,7 +131,11 @@ def run(mutants: list[Mutant], results: Results, folder: Path, schedules: int, l
         raise SystemExit(f"mutants: without any mutant, {plain.by} finds something: {plain.what}")
     begin = time.monotonic()
     for done, mutant in enumerate(waiting, 1):
-        results.outcomes[mutant.key] = list(detectors.try_one(mutant.number))
+        try:
+            results.outcomes[mutant.key] = list(detectors.try_one(mutant.number))
+        except KeyboardInterrupt:
+            results.save()
+            raise
         late = limit is not None and time.monotonic() - begin > limit
         if late or done % 25 == 0 or done == len(waiting):
             results.save()
@@ -216,4 +220,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("mutants: interrupted; the next run goes on from here", file=sys.stderr)
+        sys.exit(130)
