@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from board import END, ORDERS, PHASES, SHUTDOWN, Board
-from launched import PROC, ROOT, Jobs
+from launched import GRACE, PROC, ROOT, Jobs
 
 JOB = "tests/faults/job.py"
 TICK = 0.0005           # seconds between two looks at the board
@@ -122,7 +122,16 @@ class Run:
                             self.sockets.add(link[8:-1])
 
     def open_sockets(self):
-        """Those of the noted sockets that still exist, as this network namespace shows them."""
+        """Those of the noted sockets that still exist after GRACE, as this network namespace shows them.
+
+        A process that ends loses its environment, by which it is known, before its sockets: it may be at that when the job counts as over.
+        """
+        end = time.monotonic() + GRACE
+        while (found := self.sockets_now()) and time.monotonic() < end:
+            time.sleep(0.05)
+        return found
+
+    def sockets_now(self):
         found = []
         for name, column in (("tcp", 9), ("tcp6", 9), ("unix", 6)):
             for line in (PROC / "self/net" / name).read_text().splitlines()[1:]:
