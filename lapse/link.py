@@ -51,6 +51,7 @@ class Link:
         self._pull_monitor: sockets.Monitor | None = None
         self._unconnected: set[int] = set()     # peers whose handshake is still awaited
         self._pull_open: dict[int, int | None] = {}  # connections to the PULL: descriptor -> rank, where known
+        self._broken: list[int] = []     # peers whose data connection broke, as the monitors told, to be acted upon
         self._reported: set = set()
         self._disconnected = False              # from the scheduler, for good
         self._announced = False
@@ -109,7 +110,8 @@ class Link:
     def _watch(self) -> None:
         """Read the monitors, then the messages that came before what they tell, then act on it."""
         lost = self._drain_dealer_monitor()
-        broken = self._drain_monitors()
+        self._drain_monitors()
+        broken, self._broken = self._broken, []
         self._receive()
         if lost and not self._disconnected:
             self._disconnected = True
@@ -132,12 +134,15 @@ class Link:
             if entry[0] == "send":
                 self._send(entry[1], entry[2])
             elif entry[0] == "heard":
-                for _ in self._drain_pull_monitor():
-                    pass
+                self._drain_pull_monitor()
                 if entry[2] in self._pull_open:
                     self._pull_open[entry[2]] = entry[1]
+                else:                           # it broke before anybody knew whose it was
+                    self._broken.append(entry[1])
             elif entry[0] == "stop":
                 self._stopping = True
+        if self._broken:
+            self._waker.wake()                  # _watch acts on it, after the messages that are there by now
 
     def _announce(self) -> None:
         """Call on_failure once, without a lock; before the node is up the constructor raises instead."""
@@ -274,32 +279,27 @@ class Link:
 
     # -- liveness
 
-    def _drain_monitors(self) -> list[int | None]:
-        """The ranks of peers whose data connection broke (None: one that has not said HELLO)."""
-        broken: list[int | None] = []
+    def _drain_monitors(self) -> None:
         for rank, monitor in self._monitors.items():
             for event, _ in monitor.events():
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._unconnected.discard(rank)
                     self._check_up()
                 elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or sockets.refused_by(event, self._config.mode):
-                    broken.append(rank)
+                    self._broken.append(rank)
         if self._pull_monitor is not None:
-            broken += self._drain_pull_monitor()
-        return broken
+            self._drain_pull_monitor()
 
-    def _drain_pull_monitor(self) -> list[int]:
-        broken = []
+    def _drain_pull_monitor(self) -> None:
         for event, value in self._pull_monitor.events():
             if event == zmq.EVENT_ACCEPTED:
                 self._pull_open[value] = None
             elif event == zmq.EVENT_DISCONNECTED:
                 rank = self._pull_open.pop(value, None)
                 if rank is not None:
-                    broken.append(rank)
+                    self._broken.append(rank)
             elif event in sockets.UNFINISHED:
                 self._gate.refuse()
-        return broken
 
     # -- ending (called by the thread that closes, after the control thread has been joined)
 

@@ -32,6 +32,27 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             return nodeid if (module := nodeid.partition("::")[0]) not in TOGETHER else module
 
+        # What follows mends pytest-xdist 3.8, with which a run whose process dies in a test never ends.
+
+        def remove_node(self, node):
+            """A process is gone, maybe in a test: that one has failed, and is not for another process to try."""
+            unfinished = [(scope, nodeid) for scope, unit in self.assigned_work[node].items() for nodeid, done in unit.items() if not done]
+            if not unfinished:
+                return super().remove_node(node)
+            scope, crashed = unfinished[0]
+            workload = self.assigned_work.pop(node)
+            workload[scope][crashed] = True
+            self.workqueue.update({scope: unit for scope, unit in workload.items() if not all(unit.values())})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return crashed
+
+        def _reschedule(self, node):
+            """A process keeps its last test until it has another one or is told to stop, so one alone would wait forever."""
+            super()._reschedule(node)
+            while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                super()._reschedule(node)
+
     config.option.loadscopereorder = True       # what stays together begins first
     return Scheduling(config, log)
 

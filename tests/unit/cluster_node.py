@@ -32,6 +32,7 @@ class Log(logging.Handler):
 class Node:
     def __init__(self, options: dict):
         config = Config.make(100, options.get("threads", 1), **options.get("settings", {}))
+        self.descriptors: dict[int, int] = {}       # rank -> of the connection on which it was heard
         self.cluster = Cluster(config, options.get("description", {}), lambda failure: say("failure", **failure._asdict()))
 
     def describe(self) -> dict:
@@ -68,8 +69,8 @@ class Node:
     def do_fail(self, cause, rank=None):
         self.cluster.fail(cause, rank)
 
-    def do_exchange(self, size):
-        """Send to every node and receive from every node: who said it was, by text and by User-Id."""
+    def do_exchange(self, size, hear=True):
+        """Send to every node and receive from every node: who said it was, by text and by User-Id. Without `hear`, do_hear comes later."""
         for push in self.cluster.push:
             push.send(b"%d" % self.cluster.rank + b" " * size)
         heard = {}
@@ -83,8 +84,14 @@ class Node:
             except zmq.ZMQError:
                 heard[rank] = None
             if rank != self.cluster.rank:
-                self.cluster.heard(rank, frame.get(zmq.SRCFD))
+                self.descriptors[rank] = frame.get(zmq.SRCFD)
+        if hear:
+            self.do_hear()
         return heard
+
+    def do_hear(self):
+        for rank, descriptor in self.descriptors.items():
+            self.cluster.heard(rank, descriptor)
 
     def do_flood(self, rank, megabytes):
         for _ in range(megabytes):

@@ -554,6 +554,20 @@ def test_a_cut_between_two_nodes_is_noticed(start, end):
     assert "its connection broke" in assert_all_get(nodes, rank=1).cause
 
 
+def test_a_cut_before_it_is_known_whose_connection_it_is(start):
+    """The monitor has told of the end when the first message of that connection is looked at."""
+    job = start(3)
+    nodes = job.start_nodes()
+    for node in nodes:
+        node.tell("exchange", size=1, hear=node is not nodes[0])
+    for node in nodes:
+        node.expect("done", what="exchange")
+    nodes[1].ask("cut", end="push")
+    time.sleep(0.3)         # its monitor tells in this time; if it does not, the test is the one above
+    nodes[0].ask("hear")
+    assert "its connection broke" in assert_all_get(nodes, rank=1).cause
+
+
 def test_a_frozen_scheduler_ends_the_job(start):
     job = start(2, scheduler=False, **QUICK)
     with socket.socket() as probe:
