@@ -190,7 +190,8 @@ class Node:
         longest = int(np.max(stored)) * np.dtype(dtype).itemsize        # it travels in one frame, however long it is
         self.cluster = Cluster(config, description, self.on_failure, max_message=max(FRAME_BYTES, longest + FRAME_SLACK))
         self.rank, self.num_nodes = self.cluster.rank, self.cluster.num_nodes
-        threading.Thread(target=self.run_errands, name="lapse-errands", daemon=True).start()
+        self.errands_thread = threading.Thread(target=self.run_errands, name="lapse-errands", daemon=True)
+        self.errands_thread.start()
         try:
             self.protocol = Protocol(config.num_keys, self.rank, self.num_nodes, dtype=dtype, visible=visible, stored=stored,
                                      max_workers=config.num_threads + 1, location_caches=config.location_caches,
@@ -666,7 +667,10 @@ class Server:
         """
         if self._node.forked:
             self._node.check()
-        self._node.shut_down()
+        try:
+            self._node.shut_down()
+        finally:
+            self._node.errands_thread.join(JOIN_THREADS)    # not while `ending` is held: an errand may wait for it
 
     def barrier(self, timeout: float | None = None) -> None:
         """Wait until every node has come here (once per node). TimeoutError after `timeout` seconds.

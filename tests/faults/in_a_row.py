@@ -3,12 +3,14 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 
 import lapse
 
+GRACE = 3       # seconds: the kernel tells that a thread has ended before it has gone from /proc
 WARM = 3        # the first ones make what stays: modules, pools of threads, the resource tracker
 
 
@@ -36,7 +38,7 @@ def names(folder):
 
 def state():
     """What may not grow."""
-    return {"descriptors": len(names("/proc/self/fd")), "threads": threading.active_count(), "tasks": len(names("/proc/self/task")),
+    return {"descriptors": len(names("/proc/self/fd")), "threads": sorted(thread.name for thread in threading.enumerate()), "tasks": len(names("/proc/self/task")),
             "shared memory": names("/dev/shm"), "files": names(tempfile.gettempdir()),
             "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
 
@@ -49,7 +51,9 @@ def main():
         before = state()
         for _ in range(number):
             what()
-        after = state()
+        end = time.monotonic() + GRACE
+        while (after := state()) != before and time.monotonic() < end:
+            time.sleep(0.01)
         print(f"{what.__name__}: {number} times; {after}")
         if after != before:
             print(f"{what.__name__}: before {before}")

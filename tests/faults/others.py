@@ -89,12 +89,13 @@ def run_starts(scenario, seed, attempt, typical):
 
 
 def run_in_a_row(scenario, seed, attempt, typical):
-    """Jobs in a row, and nodes that start and stop, in one process, which has to look the same afterwards."""
+    """Jobs in a row, and nodes that start and stop, in one process, which has to look the same afterwards, and so has its /dev/shm."""
     outcome = Outcome()
     with Run(scenario, seed, attempt) as run:
         start = time.monotonic()
         jobs, cycles = max(5, round(200 * scenario.scale)), max(20, round(1000 * scenario.scale))
-        run.start([sys.executable, "tests/faults/in_a_row.py", str(jobs), str(cycles)])
+        run.start(["unshare", "-rm", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh",
+                   sys.executable, "tests/faults/in_a_row.py", str(jobs), str(cycles)])
         code = run.processes[0].wait(1800)
         outcome.seconds = time.monotonic() - start
         outcome.text = run.text()

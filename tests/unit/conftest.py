@@ -40,7 +40,7 @@ def serve(deadline, monkeypatch):
     yield make
     while servers:
         servers.pop().shutdown()
-    left = [thread.name for thread in threading.enumerate() if thread.name in ("lapse-server", "lapse-control")]
+    left = [thread.name for thread in threading.enumerate() if thread.name in ("lapse-server", "lapse-control", "lapse-errands")]
     assert not left
 
 

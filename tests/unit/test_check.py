@@ -15,7 +15,8 @@ MAKEFILE = """
 good: ; @echo good words; echo all of it
 bad: ; @echo first words of bad; echo last words of bad; exit 3
 one two: ; @touch $@; while [ ! -e one ] || [ ! -e two ]; do sleep 0.05; done; echo both are there
-slow: ; @echo $$$$ >pid; exec sleep 600
+slow: ; @echo words of slow; echo $$$$ >pid; exec sleep 600
+endless: ; @echo words of endless; echo $$$$ >pid; exec sleep 600
 busy: ; @$(PYTHON) -c "import time; [None for _ in iter(lambda: time.process_time() < 1.5, False)]"
 """
 
@@ -77,12 +78,28 @@ def test_one_at_a_time_in_order(check):
     assert lines.index("check: bad begins") > next(i for i, line in enumerate(lines) if line.startswith("check: good ok"))
 
 
+def test_what_takes_too_long_is_ended_and_shown(check, tmp_path):
+    code, lines = end(check("--at-once", 1, "--limit", 2, "endless", "good"))
+    assert code == 1
+    assert lines[lines.index("----- endless: " + str(tmp_path / "build/check/endless.log")) + 1] == "words of endless"
+    assert [line for line in lines if re.fullmatch(r"check: good ok, \d+ s: all of it", line)]
+    assert lines[-1] == "check: failed: endless (ended: it took too long; build/check/endless.log)"
+    wait_for_end_of(int((tmp_path / "pid").read_text()))
+
+
 def state_of(pid):
     """The letter of a process's state, Z when nobody has asked for its exit code yet; empty: it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def wait_for_end_of(pid):
+    until = time.monotonic() + PATIENCE
+    while (state := state_of(pid)) not in ("", "Z") and time.monotonic() < until:
+        time.sleep(0.01)
+    assert state in ("", "Z")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -94,7 +111,6 @@ def test_a_stop_ends_the_stages(check, tmp_path, number):
         time.sleep(0.01)
     pid = int((tmp_path / "pid").read_text())
     process.send_signal(number)
-    assert end(process)[0] == 128 + number
-    while (state := state_of(pid)) not in ("", "Z") and time.monotonic() < until:
-        time.sleep(0.01)
-    assert state in ("", "Z")
+    code, lines = end(process)
+    assert code == 128 + number and "words of slow" in lines
+    wait_for_end_of(pid)
