@@ -56,14 +56,14 @@ def one_copy_per_key(const Key[::1] keys, uint64_t[::1] slots, size_t size, floa
 
 
 def calls_until(Worker worker not None, bint push, const Key[:, ::1] keys, float[::1] vals, int64_t start, int64_t stop):
-    """From one instant to another, pull or push the rows of `keys` in turn, one per call; returns (keys, time)."""
+    """From one instant to another, at least once, pull or push the rows of `keys` in turn, one per call; returns (keys, time)."""
     cdef Py_ssize_t i = 0, calls = 0
     cdef int64_t begun, now
     cdef Timestamp ts = -1
     with nogil:
         sleep_until(start)
         begun = now = nanoseconds()
-        while now < stop:
+        while calls == 0 or now < stop:
             ts = worker.push(&keys[i, 0], keys.shape[1], &vals[0]) if push else worker.pull(&keys[i, 0], keys.shape[1], &vals[0])
             if ts != -1:
                 break

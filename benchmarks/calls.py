@@ -95,7 +95,7 @@ def one_key(worker: lapse.Worker, size: dict) -> tuple[dict[str, list[float]], d
 # --- two threads, two processes ------------------------------------------------------------------------------------------------------
 
 def work(worker: lapse.Worker, language: str, push: bool, keys: np.ndarray, vals: np.ndarray, start: int, stop: int) -> float:
-    """Keys per second, between two instants of the monotonic clock."""
+    """Keys per second, between two instants of the monotonic clock, of at least one call."""
     if language == "Cython":
         count, took = _loops.calls_until(worker, push, keys, vals.reshape(-1), start, stop)
         return 1e9 * count / took
@@ -104,7 +104,7 @@ def work(worker: lapse.Worker, language: str, push: bool, keys: np.ndarray, vals
     while (left := start - clock()) > 0:
         time.sleep(left / 1e9)
     begun = clock()
-    while clock() < stop:
+    while calls == 0 or clock() < stop:
         operation(keys[calls % len(keys)], vals)
         calls += 1
     return 1e9 * calls * keys.shape[1] / (clock() - begun)
