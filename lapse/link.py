@@ -51,6 +51,7 @@ class Link:
         self._pull_monitor: sockets.Monitor | None = None
         self._unconnected: set[int] = set()     # peers whose handshake is still awaited
         self._pull_open: dict[int, int | None] = {}  # connections to the PULL: descriptor -> rank, where known
+        self._pull_gone: set[int] = set()       # descriptors of those that ended before it was known whose they were
         self._broken: list[int] = []     # peers whose data connection broke, as the monitors told, to be acted upon
         self._reported: set = set()
         self._disconnected = False              # from the scheduler, for good
@@ -135,10 +136,10 @@ class Link:
                 self._send(entry[1], entry[2])
             elif entry[0] == "heard":
                 self._drain_pull_monitor()
-                if entry[2] in self._pull_open:
-                    self._pull_open[entry[2]] = entry[1]
-                else:                           # it broke before anybody knew whose it was
+                if entry[2] in self._pull_gone:
                     self._broken.append(entry[1])
+                else:       # (with several I/O threads a message may come before the monitor tells of its connection)
+                    self._pull_open[entry[2]] = entry[1]
             elif entry[0] == "stop":
                 self._stopping = True
         if self._broken:
@@ -293,10 +294,13 @@ class Link:
     def _drain_pull_monitor(self) -> None:
         for event, value in self._pull_monitor.events():
             if event == zmq.EVENT_ACCEPTED:
-                self._pull_open[value] = None
+                self._pull_open.setdefault(value, None)
+                self._pull_gone.discard(value)
             elif event == zmq.EVENT_DISCONNECTED:
                 rank = self._pull_open.pop(value, None)
-                if rank is not None:
+                if rank is None:
+                    self._pull_gone.add(value)
+                else:
                     self._broken.append(rank)
             elif event in sockets.UNFINISHED:
                 self._gate.refuse()

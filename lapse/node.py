@@ -46,6 +46,7 @@ PROTOCOL_VERSION = 1
 FRAME_SLACK = 4096              # bytes of a frame with one value that are not the value, generously
 EXPLANATION = 3.0               # seconds until the cluster should know why messages cannot be sent
 JOIN_THREADS = 10.0             # seconds for the node's own threads to end
+JOIN_ERRANDS = 1.0              # seconds for the thread of the errands, which may be in somebody's finalizer
 
 _config: Config | None = None
 _node: Node | None = None       # the last one of this process
@@ -503,12 +504,14 @@ class Node:
     def break_up(self, cause: str):
         """End without the others' agreement: tell them, then close. Waits for nobody but the node's own threads."""
         self.closed = True
-        if not self.failure:
-            self.cluster.fail("interrupted" if self.interrupted else cause)
-        if self.van is not None:
-            self.van.fail(_van.ERR_INTERRUPTED if self.interrupted else _van.ERR_FAILED if self.failure else _van.ERR_STOPPED)
-            self.stop_threads()
-        self.close()
+        try:
+            if not self.failure:
+                self.cluster.fail("interrupted" if self.interrupted else cause)
+            if self.van is not None:
+                self.van.fail(_van.ERR_INTERRUPTED if self.interrupted else _van.ERR_FAILED if self.failure else _van.ERR_STOPPED)
+                self.stop_threads()
+        finally:                        # an interrupt may come once more
+            self.close()
 
     def stop_threads(self):
         self.stop_sampling()
@@ -667,10 +670,9 @@ class Server:
         """
         if self._node.forked:
             self._node.check()
-        try:
-            self._node.shut_down()
-        finally:
-            self._node.errands_thread.join(JOIN_THREADS)    # not while `ending` is held: an errand may wait for it
+        self._node.shut_down()
+        if self._node.errands_thread is not threading.current_thread():
+            self._node.errands_thread.join(JOIN_ERRANDS)    # not in shut_down: an errand may wait for `ending`
 
     def barrier(self, timeout: float | None = None) -> None:
         """Wait until every node has come here (once per node). TimeoutError after `timeout` seconds.

@@ -1,13 +1,25 @@
-"""What the tests of programs share, and how tests are spread over processes."""
+"""What the tests of programs share, the deadline of all tests, and how they are spread over processes."""
+import faulthandler
 import os
 import signal
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key, get_timeout_config_value
 from launched import Jobs
 
 # A job in the background of a script ignores Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup, they would inherit that a hang-up is ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """Set the deadline (pyproject.toml) again: pytest has cancelled it if the test has failed, and then a fixture could wait forever."""
+    if (seconds := get_timeout_config_value(item.config)) > 0:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[fault_handler_stderr_fd_key])
+    return (yield)
 
 
 @pytest.fixture
@@ -49,6 +61,8 @@ def pytest_xdist_make_scheduler(config, log):
 
         def _reschedule(self, node):
             """A process keeps its last test until it has another one or is told to stop, so one alone would wait forever."""
+            if node not in self.registered_collections:     # it replaces another one, and will be asked again when it knows the tests
+                return
             super()._reschedule(node)
             while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
                 super()._reschedule(node)

@@ -196,8 +196,8 @@ def wrong_port(endpoint: str) -> None:
 
 
 def attack(folder: str, number: int, most: int) -> None:
-    """A stranger: go for whom the board names, until it says to stop."""
-    seen = board(folder)
+    """A stranger: go for whom the board names, until it says to stop, or the process that has started this one has gone."""
+    seen, parent = board(folder), os.getppid()
     draw = random.Random(number)
     states.make_places()
     shots = make_shots(draw, states.corpus(1), 2000, most)
@@ -207,7 +207,7 @@ def attack(folder: str, number: int, most: int) -> None:
     for endpoint in targets[JOB]:
         wrong_port(endpoint)
     (Path(folder) / f"stranger-{number}").touch()
-    while seen[PHASE] != STOP:
+    while seen[PHASE] != STOP and os.getppid() == parent:
         phase = int(seen[PHASE])
         if phase == IDLE:
             for sock in [*open_, *(sock for sock, _ in early)]:
@@ -263,8 +263,8 @@ def tell_endpoints(worker, folder: str, name: str, transport: str) -> None:
 def do_nothing(worker, folder: str, transport: str) -> None:
     """The job that the strangers are compared at."""
     tell_endpoints(worker, folder, "other", transport)
-    seen = board(folder)
-    while seen[PHASE] != STOP:
+    seen, parent = board(folder), os.getppid()
+    while seen[PHASE] != STOP and os.getppid() == parent:
         time.sleep(0.02)
 
 
@@ -289,13 +289,19 @@ def work(worker, folder: str, transport: str, shots: int, rounds: int, calls: in
     node = lapse.node._node
     seen = board(folder)
     end = time.monotonic() + PATIENCE
-    while len(list(Path(folder).glob("stranger-*"))) < strangers and time.monotonic() < end:
+    while len(list(Path(folder).glob("stranger-*"))) < strangers:
+        if time.monotonic() > end:
+            raise AssertionError("the strangers do not come")
         time.sleep(0.01)
     draw = np.random.default_rng(node.rank)
     pushed = np.zeros(NUM_KEYS)
     times: dict[int, list[float]] = {IDLE: [], JOB: [], OTHER: []}
-    number = 0
+    number, counted = 0, -1
     while True:
+        if seen[SHOTS_JOB] > counted:
+            counted, end = int(seen[SHOTS_JOB]), time.monotonic() + PATIENCE
+        elif time.monotonic() > end:
+            raise AssertionError(f"the strangers have stopped after {counted} shots")
         for phase in ((IDLE, JOB, OTHER), (OTHER, JOB, IDLE))[number % 2]:
             worker.barrier()
             if node.rank == 0:

@@ -5,7 +5,6 @@ of one that fails is printed whole, and so is that of one which takes longer tha
 table of the time that each has taken, and names what has failed: exit code 1 if anything has.
 """
 import argparse
-import contextlib
 import os
 import signal
 import subprocess
@@ -47,13 +46,16 @@ class Stage:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")[-100:]
 
     def end(self) -> None:
-        """End it and what it has started; in time for its own last words."""
-        for number in (signal.SIGINT, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-            until = time.monotonic() + GRACE
-            while self.code is None and not self.has_ended() and time.monotonic() < until:
-                time.sleep(0.05)
+        """End its process group; in time for its own last words, and for it to end what it has started in other groups."""
+        if self.code is not None:
+            return
+        pid, until = self.process.pid, time.monotonic() + GRACE
+        os.killpg(pid, signal.SIGINT)
+        while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        os.killpg(pid, signal.SIGKILL)      # the rest of the group, whose number is nobody else's until the process has been asked for
+        while not self.has_ended():
+            time.sleep(0.05)
 
 
 def start(name: str) -> Stage:

@@ -38,8 +38,8 @@ def names(folder):
 
 def state():
     """What may not grow."""
-    return {"descriptors": len(names("/proc/self/fd")), "threads": sorted(thread.name for thread in threading.enumerate()), "tasks": len(names("/proc/self/task")),
-            "shared memory": names("/dev/shm"), "files": names(tempfile.gettempdir()),
+    return {"descriptors": len(names("/proc/self/fd")), "threads": sorted(thread.name for thread in threading.enumerate()),
+            "tasks": len(names("/proc/self/task")), "shared memory": names("/dev/shm"), "files": names(tempfile.gettempdir()),
             "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
 
 

@@ -178,12 +178,13 @@ def meet(Worker kv):
 # --- the GIL, without a clock: a flag in memory is passed back and forth
 
 def pull_while_held(Worker kv, int n, size_t flag, Key key):
-    """Without the GIL: wait until somebody holds it (flag 1), complete n local pulls and pushes, say so (flag 2)."""
+    """Without the GIL: say so (flag 3), wait until somebody holds it (flag 1), complete n local pulls and pushes, say so (flag 2)."""
     cdef int32_t* f = <int32_t*>flag
     cdef float x[4]
     cdef int i
     cdef Timestamp worst = 0
     with nogil:
+        flag_set(f, 3)
         flag_spin(f, 1)
         for i in range(n):
             worst = min(worst, kv.wait(kv.pull(&key, 1, x)), kv.wait(kv.push(&key, 1, x)))
@@ -192,8 +193,10 @@ def pull_while_held(Worker kv, int n, size_t flag, Key key):
 
 
 def hold_the_gil(size_t flag):
-    """With the GIL: say so (flag 1) and keep it until flag 2."""
+    """When the other thread is without the GIL (flag 3): say that this one has it (flag 1), and keep it until flag 2."""
     cdef int32_t* f = <int32_t*>flag
+    with nogil:
+        flag_spin(f, 3)
     flag_set(f, 1)
     flag_spin(f, 2)
 
@@ -425,7 +428,7 @@ def test_python_calls_wait_without_the_gil(user, serve):
 
     thread = threading.Thread(target=work)
     thread.start()
-    while len(count) < 100:
+    while len(count) < 100 and thread.is_alive():
         user.set_flag(other.ctypes.data, len(count))
     stop.set()
     thread.join()

@@ -36,9 +36,11 @@ def check(tmp_path):
 
     yield start
     for process in started:
-        if process.poll() is None:
+        process.terminate()         # it ends its stages
+        try:
+            process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
             process.kill()
-        process.communicate()
 
 
 def end(process):
@@ -79,7 +81,7 @@ def test_one_at_a_time_in_order(check):
 
 
 def test_what_takes_too_long_is_ended_and_shown(check, tmp_path):
-    code, lines = end(check("--at-once", 1, "--limit", 2, "endless", "good"))
+    code, lines = end(check("--at-once", 1, "--limit", 10, "endless", "good"))
     assert code == 1
     assert lines[lines.index("----- endless: " + str(tmp_path / "build/check/endless.log")) + 1] == "words of endless"
     assert [line for line in lines if re.fullmatch(r"check: good ok, \d+ s: all of it", line)]

@@ -652,7 +652,7 @@ def test_two_threads_on_one_worker(serve):
     thread.start()
     inside.wait()
     seen = None
-    while seen is None:                 # until the thread is inside of barrier
+    while seen is None and thread.is_alive():       # until the thread is inside of barrier
         try:
             kv.pull([1])
         except RuntimeError as error:

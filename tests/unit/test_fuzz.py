@@ -16,7 +16,6 @@ from tests.fuzz import _mutator, states
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTIONS = 100_000 if kind == "release" else 20_000
 
-pytestmark = pytest.mark.usefixtures("deadline")
 
 
 @pytest.fixture(scope="module")

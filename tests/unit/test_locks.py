@@ -124,7 +124,7 @@ def test_new_workers_while_the_node_fails(serve):
 
     thread = threading.Thread(target=make)
     thread.start()
-    while not workers:
+    while not workers and thread.is_alive():
         time.sleep(0)
     server._van.fail(_van.ERR_FAILED)
     thread.join(PATIENCE)
@@ -231,7 +231,7 @@ def test_a_node_ends_once(serve):
     assert not server._node.failure
 
 
-def test_the_next_life_waits_for_the_end_of_the_last(deadline):
+def test_the_next_life_waits_for_the_end_of_the_last():
     lapse.setup(10, 1)
     with slowly(Node.abandon, Node.break_up, Node.close):
         server = lapse.Server(4)

@@ -37,19 +37,19 @@ def test_server_without_setup(run_program):
 
 
 @pytest.mark.parametrize("arguments", [(0, 1), (-5, 1), (10, 0), (2**63, 1)])
-def test_setup_out_of_range(deadline, arguments):
+def test_setup_out_of_range(arguments):
     with pytest.raises(ValueError, match=r"num_keys|num_threads"):
         lapse.setup(*arguments)
 
 
 @pytest.mark.parametrize("num_keys", [2**61 + 1, 2**63 - 1, 2**50])
-def test_more_keys_than_memory(deadline, num_keys):
+def test_more_keys_than_memory(num_keys):
     lapse.setup(num_keys, 1)
     with pytest.raises(MemoryError, match=str(num_keys)):
         lapse.Server(1)
 
 
-def test_setup_of_wrong_type(deadline):
+def test_setup_of_wrong_type():
     for arguments in (("10", 1), (10.0, 1), (10, None)):
         with pytest.raises(TypeError):
             lapse.setup(*arguments)
@@ -70,7 +70,7 @@ def test_setup_while_a_server_lives(serve):
         lapse.setup(10, 1)
 
 
-def test_cluster_in_part(deadline, monkeypatch):
+def test_cluster_in_part(monkeypatch):
     monkeypatch.setenv("DMLC_ROLE", "server")
     monkeypatch.setenv("DMLC_NUM_SERVER", "2")
     with pytest.raises(ValueError, match=r"DMLC_PS_ROOT_URI.*DMLC_PS_ROOT_PORT"):

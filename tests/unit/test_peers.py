@@ -36,7 +36,7 @@ def make_wheel(folder, version):
 
 
 @pytest.fixture
-def peer(deadline, tmp_path, monkeypatch):
+def peer(tmp_path, monkeypatch):
     """A peer named sample, whose package is made here; pip looks nowhere else."""
     for version in "1.0", "2.0":
         make_wheel(tmp_path, version)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not zmq.has("curve"), reason="libzmq without CUR
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch, deadline):
+def clean(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("DMLC_", "LAPSE_", "PS_"))]:
         monkeypatch.delenv(name)
 
