@@ -164,7 +164,8 @@ class Node:
         self.ended = threading.Event()  # everything is closed
         self.van = None
         self.lock = threading.Lock()
-        self.ending = threading.Lock()
+        self.ending = threading.RLock() # (a signal handler may want to end what this thread is ending)
+        self.is_ending = False
         self.slots: list = [None] * config.num_threads          # weak references to live Workers
         self.retired: set[int] = set()
         self.orphans: list = []                                 # Operations that outlived their Worker
@@ -430,9 +431,20 @@ class Node:
 
     # -- end
 
+    @contextlib.contextmanager
+    def sole_end(self):
+        with self.ending:
+            if self.is_ending:
+                raise RuntimeError("this thread is in shutdown() already: called by a signal handler or a finalizer")
+            self.is_ending = True
+            try:
+                yield
+            finally:
+                self.is_ending = False
+
     def shut_down(self):
         """The normal end, agreed on by all nodes."""
-        with self.ending:
+        with self.sole_end():
             if self.closed:
                 return
             if self.interrupted:
@@ -534,7 +546,7 @@ class Node:
 
     def abandon(self, cause: str):
         """The end of a node that nobody shut down: quiet when it is the only one, else a failure of the job."""
-        with self.ending:
+        with self.sole_end():
             if self.active:
                 if self.num_nodes > 1:
                     log.error("node %d: %s", self.rank, cause)
@@ -666,7 +678,8 @@ class Server:
         """Leave the job when all nodes do: waits for the operations of this node's Workers, audits, closes. Idempotent.
 
         Workers that were not finalized are finished here. NodeFailure when the job has failed, LapseError when the audit finds a
-        parameter that is not where it should be. Blocking; one thread; collective over all nodes.
+        parameter that is not where it should be, RuntimeError in a signal handler that has interrupted this very call. Blocking; one
+        thread; collective over all nodes.
         """
         if self._node.forked:
             self._node.check()

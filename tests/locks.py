@@ -250,7 +250,7 @@ ROWS = [
         [swap(NODE, "self.lock = threading.Lock()", "self.lock = NOTHING if GONE else threading.Lock()")]),
     Row(50, "ending of a Node", "that it ends once",
         UNIT.format("test_locks", "test_a_node_ends_once"),
-        [swap(NODE, "self.ending = threading.Lock()", "self.ending = NOTHING if GONE else threading.Lock()")]),
+        [swap(NODE, "self.ending = threading.RLock()", "self.ending = NOTHING if GONE else threading.RLock()")]),
     Row(51, "failed of a Node", "the cause, for who is told of a failure before it is known",
         UNIT.format("test_locks", "test_the_cause_of_a_failure_is_waited_for"),
         [swap(NODE, "self.failed = threading.Event()", "self.failed = NOTHING if GONE else threading.Event()")]),

@@ -188,6 +188,24 @@ def test_facts(serve):
     assert "shut down" in repr(server)
 
 
+def test_shutdown_in_a_handler_that_interrupts_shutdown(run_program):
+    """The call inside cannot wait for the one that it has interrupted: it says so, and that is the end of both."""
+    done = run_program("""
+        import signal, time
+        import lapse
+
+        lapse.setup(10, 1)
+        server = lapse.Server(1)
+        if server.my_rank() == 0:
+            signal.signal(signal.SIGALRM, lambda number, frame: server.shutdown())
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        else:
+            time.sleep(60)
+        server.shutdown()
+    """, nodes=2, check=1)
+    assert "could not shut down: RuntimeError: this thread is in shutdown() already" in done.stderr, done.stderr
+
+
 def test_shutdown_finishes_what_is_under_way(serve):
     server = serve(4, num_keys=1000, shared_memory=False)
     kv = lapse.Worker(0, server)
