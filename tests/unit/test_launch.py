@@ -293,6 +293,13 @@ def test_a_reason_that_a_node_gave_stands_before_its_exit_code(tag):
     assert "disk full (ended with exit code 5)" in result.stderr.decode().splitlines()[-1]
 
 
+def test_nodes_that_run_on_after_the_verdict(tag):
+    """None of them ends by itself, so only the verdict can tell the launcher."""
+    result = track("-s", "2", *program("if rank == 1: cluster.fail('enough')\ntime.sleep(600)"))
+    assert result.returncode == 1
+    assert "enough" in result.stderr.decode().splitlines()[-1]
+
+
 def test_an_end_without_leaving(tag):
     result = track("-s", "2", *program("if rank == 1: os._exit(0)\nmeet()"))
     assert result.returncode == 1
