@@ -108,18 +108,10 @@ cdef class Van(Sink):
 
     cdef int send(self, Rank dest, out_t* out) noexcept nogil:
         cdef channel_t* channel = self.channels + dest
-        cdef header_t* h = <header_t*>out.data
         if unlikely(channel.socket == NULL):
             zmq_msg_close(<zmq_msg_t*>out.storage)
             return C_ERR_FAILED
-        channel.sent += 1
-        channel.messages += 1
-        channel.bytes += <int64_t>out.size
-        h.magic = MAGIC
-        h.version = VERSION
-        h.job = self.job
-        h.src = <uint32_t>self.me
-        h.seq = channel.sent
+        stamp(self, channel, out)
         store_u64(&channel.handed, channel.sent)        # pairs with the load in serve
         if zmq_msg_send(<zmq_msg_t*>out.storage, channel.socket, ZMQ_DONTWAIT) < 0:
             # The connection is gone; the monitor knows why. A message that was not sent leaves a hole, so nothing may follow.

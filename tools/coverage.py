@@ -16,7 +16,6 @@ import ctypes
 import importlib.util
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,43 +50,20 @@ class Point(NamedTuple):
         return name + (f" #{self.nth}" if self.nth else "")
 
 
-class Marker:
+class Marker(schemata.Walk):
     """Puts a mark to everything in the functions of one file that is to be reached."""
 
-    def __init__(self, path: Path, name: str, base: int, left_out: set[int]):
-        self.name, self.used = name, base
-        self.lines = path.read_text(encoding="utf-8").splitlines()
-        self.mutants: list[Point] = []
-        self.seen: Counter = Counter()
-        self.function, self.fault = "", False
+    fault = False               # whether what is walked over needs a fault that the tests put in
 
     def mark(self, node, value: str, what: str):
         """value "1" or "0": what the mark is as an expression."""
-        self.used += 1
-        line, column = node.pos[1:]
-        text = " ".join(self.lines[line - 1].split("  #")[0].split())
-        name = (self.function, text, what)
-        self.mutants.append(Point(self.used, self.name, self.function, text, what, self.seen[name], line, column, self.fault))
-        self.seen[name] += 1
-        return ExprNodes.RawCNameExprNode(node.pos, type=PyrexTypes.c_bint_type, cname=f"LAPSE_REACHED({self.used}, {value})")
+        number, text, nth = self.number(node, what)
+        self.mutants.append(Point(number, self.name, self.function, text, what, nth, *node.pos[1:], self.fault))
+        return ExprNodes.RawCNameExprNode(node.pos, type=PyrexTypes.c_bint_type, cname=f"LAPSE_REACHED({number}, {value})")
 
-    def tree(self, node) -> None:
-        if isinstance(node, Nodes.CFuncDefNode):
-            declarator = node.declarator
-            while not hasattr(declarator, "name"):
-                declarator = declarator.base
-            self.function = declarator.name
-            if self.function in schemata.NOT_PROTOCOL:
-                return
-            self.fault = self.function in schemata.ONLY_FAULTS - {"between"}
-            node.body = self.statement(node.body)
-            self.fault = False
-            return
-        for attribute in node.child_attrs or ():
-            child = getattr(node, attribute)
-            for each in child if isinstance(child, list) else [child]:
-                if isinstance(each, Nodes.Node):
-                    self.tree(each)
+    def body(self, node, only_faults: bool):
+        self.fault = only_faults and self.function != "between"
+        return self.statement(node)
 
     def statement(self, node):
         """A list of the statements, each with its mark before it."""
@@ -105,9 +81,7 @@ class Marker:
         if isinstance(node, Nodes.IfStatNode):
             return self.branch(node)
         if isinstance(node, Nodes.CVarDefNode):
-            for declarator in node.declarators:
-                while not hasattr(declarator, "name"):
-                    declarator = declarator.base
+            for declarator in map(schemata.declared_name, node.declarators):
                 if declarator.default is not None:
                     declarator.default = self.expression(declarator.default)
             return node

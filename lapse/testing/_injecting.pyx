@@ -9,9 +9,9 @@ from libc.string cimport memcpy
 
 from lapse._sync cimport load_i32, nanoseconds, park
 from lapse._types cimport ERR_FAILED, Rank
-from lapse._van cimport Van, channel_t
+from lapse._van cimport Van, stamp
 from lapse._protocol cimport out_t
-from lapse._wire cimport HELLO, MAGIC, STOP, VERSION, header_t
+from lapse._wire cimport HELLO, STOP, header_t
 from lapse._zmq cimport (ZMQ_DONTWAIT, zmq_msg_close, zmq_msg_data, zmq_msg_init_size, zmq_msg_send, zmq_msg_t)
 
 import threading
@@ -95,7 +95,7 @@ cdef class InjectingVan(Van):
         if dest == self.me or h.type == HELLO or h.type == STOP or self.channels[dest].socket == NULL:
             return Van.send(self, dest, out)
         kind = self.draw(q)
-        self.stamp(dest, out)
+        stamp(self, self.channels + dest, out)
         if kind < KINDS:
             self.counts[kind] += 1
         if kind == LOSS:
@@ -132,19 +132,6 @@ cdef class InjectingVan(Van):
         while kind < KINDS and number >= self.below[kind]:
             kind += 1
         return kind
-
-    cdef void stamp(self, Rank dest, out_t* out) noexcept nogil:
-        """As Van.send does."""
-        cdef channel_t* channel = self.channels + dest
-        cdef header_t* h = <header_t*>out.data
-        channel.sent += 1
-        channel.messages += 1
-        channel.bytes += <int64_t>out.size
-        h.magic = MAGIC
-        h.version = VERSION
-        h.job = self.job
-        h.src = <uint32_t>self.me
-        h.seq = channel.sent
 
     cdef int put(self, Rank dest, const char* data, size_t size) noexcept nogil:
         """Hand a copy to libzmq."""

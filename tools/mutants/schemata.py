@@ -95,28 +95,58 @@ def without_faults(node):
     return None
 
 
-class Mutator:
-    """Puts the mutants of one file into its tree. `wanted(function)`: are there any in it? `left_out`: numbers of those without any."""
+class Walk:
+    """Over the functions of one parsed file that are the protocol's; `body` changes each, and puts what it has numbered into `mutants`."""
 
     def __init__(self, path: Path, name: str, base: int, left_out: set[int]):
-        self.name, self.base, self.left_out = name, base, left_out
+        self.name, self.used, self.left_out = name, base, left_out
         self.lines = path.read_text(encoding="utf-8").splitlines()
-        self.mutants: list[Mutant] = []
-        self.used = base
+        self.mutants: list = []
         self.seen: Counter = Counter()
         self.function = ""
-        self.kind = "code"
+
+    def tree(self, node) -> None:
+        if isinstance(node, Nodes.CFuncDefNode):
+            self.function = declared_name(node.declarator).name
+            if self.function not in NOT_PROTOCOL:
+                node.body = self.body(node.body, self.function in ONLY_FAULTS)
+            return
+        for attribute in node.child_attrs or ():
+            child = getattr(node, attribute)
+            for each in child if isinstance(child, list) else [child]:
+                if isinstance(each, Nodes.Node):
+                    self.tree(each)
+
+    def body(self, node, only_faults: bool):
+        raise NotImplementedError
+
+    def number(self, node, what: str) -> tuple[int, str, int]:
+        """One more: its number, the text of its line, which of several equal ones it is."""
+        self.used += 1
+        source = " ".join(self.lines[node.pos[1] - 1].split("  #")[0].split())
+        nth = self.seen[self.function, source, what]
+        self.seen[self.function, source, what] += 1
+        return self.used, source, nth
+
+
+def declared_name(declarator):
+    """The declarator with the name, within those of pointers, arrays and functions."""
+    while not hasattr(declarator, "name"):
+        declarator = declarator.base
+    return declarator
+
+
+class Mutator(Walk):
+    """Puts the mutants of one file into its tree. `left_out`: numbers of those without any."""
+
+    kind = "code"
 
     # --- numbers ----------------------------------------------------------------------------------------------------------
 
     def chosen(self, node, change: str):
         """A condition for one more mutant, or None if it is to be left out."""
-        line = node.pos[1]
-        source = " ".join(self.lines[line - 1].split("  #")[0].split())
-        self.used += 1
-        name = (self.function, source, change)
-        mutant = Mutant(self.used, self.name, self.function, source, change, self.seen[name], line, node.pos[2], self.kind)
-        self.seen[name] += 1
+        number, source, nth = self.number(node, change)
+        mutant = Mutant(number, self.name, self.function, source, change, nth, *node.pos[1:], self.kind)
         if mutant.number in self.left_out:
             return None
         self.mutants.append(mutant)
@@ -124,23 +154,9 @@ class Mutator:
 
     # --- functions and statements -----------------------------------------------------------------------------------------
 
-    def tree(self, node) -> None:
-        if isinstance(node, Nodes.CFuncDefNode):
-            declarator = node.declarator
-            while not hasattr(declarator, "name"):
-                declarator = declarator.base
-            self.function = declarator.name
-            if self.function in NOT_PROTOCOL:
-                return
-            self.kind = "fault" if self.function in ONLY_FAULTS else "code"
-            node.body = self.statement(node.body)
-            self.kind = "code"
-            return
-        for attribute in node.child_attrs or ():
-            child = getattr(node, attribute)
-            for each in child if isinstance(child, list) else [child]:
-                if isinstance(each, Nodes.Node):
-                    self.tree(each)
+    def body(self, node, only_faults: bool):
+        self.kind = "fault" if only_faults else "code"
+        return self.statement(node)
 
     def class_of(self, node) -> str:
         """What a statement is about."""
@@ -212,9 +228,7 @@ class Mutator:
         return node
 
     def declared(self, node) -> None:
-        for declarator in node.declarators:
-            while not hasattr(declarator, "name"):
-                declarator = declarator.base
+        for declarator in map(declared_name, node.declarators):
             if declarator.default is not None:
                 declarator.default = self.expression(declarator.default)
 
