@@ -96,8 +96,9 @@ fuzz-quick: kernels build/stamps/environment-dev       # a part of `make check`
 
 SHOTS ?= 1000000
 TRAITORS ?= 200
-strangers: kernels build/stamps/environment-dev    ## handshakes and frames of strangers and traitors at running jobs (SHOTS=1000000 TRAITORS=200)
-	@"$(PYTHON)" tests/strangers.py --shots $(SHOTS) --traitors $(TRAITORS) $(ARGS)
+PACE ?= 2000
+strangers: kernels build/stamps/environment-dev    ## handshakes and frames of strangers and traitors at running jobs (SHOTS=1000000 TRAITORS=200 PACE=2000)
+	@"$(PYTHON)" tests/strangers.py --shots $(SHOTS) --traitors $(TRAITORS) --pace $(PACE) --calls 600 --rounds 40 $(ARGS)
 
 demo:                              ## fetch MovieLens 100K, factorize it on 2 local nodes, draw the course (build/demo/demo.png)
 	@echo "demo: building what is not built yet (about a minute on a fresh machine)" >&2

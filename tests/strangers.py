@@ -195,8 +195,10 @@ def wrong_port(endpoint: str) -> None:
                 sock.sendall(word)
 
 
-def attack(folder: str, number: int, most: int) -> None:
-    """A stranger: go for whom the board names, until it says to stop, or the process that has started this one has gone."""
+def attack(folder: str, number: int, most: int, pace: float) -> None:
+    """A stranger: go for whom the board names, until it says to stop, or the process that has started this one has gone. `pace`:
+    connections per second, 0 for as many as there can be.
+    """
     seen, parent = board(folder), os.getppid()
     draw = random.Random(number)
     states.make_places()
@@ -204,6 +206,7 @@ def attack(folder: str, number: int, most: int) -> None:
     targets = {phase: json.loads((Path(folder) / name).read_text()) for phase, name in ((JOB, "job"), (OTHER, "other"))}
     early: deque[tuple[socket.socket, bytes]] = deque()
     open_: deque[socket.socket] = deque()
+    due = 0.0
     for endpoint in targets[JOB]:
         wrong_port(endpoint)
     (Path(folder) / f"stranger-{number}").touch()
@@ -216,6 +219,10 @@ def attack(folder: str, number: int, most: int) -> None:
             early.clear()
             time.sleep(0.005)
             continue
+        if pace and (left := due - time.monotonic()) > 0:
+            time.sleep(min(left, 0.005))
+            continue
+        due = max(due, time.monotonic() - 0.1) + 1 / pace if pace else 0.0
         data, later, count = draw.choice(shots)
         try:
             sock = connect(draw.choice(targets[phase]), draw)
@@ -347,12 +354,12 @@ def start_job(fn, args: tuple, security: str, transport: str) -> _Launch:
     return _Launch(NODES, task, multiprocessing.get_context("fork"))
 
 
-def visit(security: str, transport: str, shots: int, rounds: int, calls: int, strangers: int = 1, most: int = 8) -> dict:
+def visit(security: str, transport: str, shots: int, rounds: int, calls: int, strangers: int = 1, most: int = 8, pace: float = 0) -> dict:
     """A job with strangers: what became of it. AssertionError if its result is wrong."""
     with tempfile.TemporaryDirectory(prefix="lt-") as folder:
         board(folder)
         command_ = [sys.executable, str(ROOT / "tests" / "strangers.py"), "--folder", folder, "--mode", security, "--transport", transport,
-                    "--most", str(most)]
+                    "--most", str(most), "--pace", str(pace / strangers)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         started = [subprocess.Popen([*command_, "--role", "other"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
         warnings = Warnings()
@@ -494,6 +501,7 @@ def main(argv=None) -> int:
     parser.add_argument("--calls", type=int, default=60, help="of a round's work")
     parser.add_argument("--strangers", type=int, default=1, help="processes")
     parser.add_argument("--most", type=int, default=8, help="frames of a connection")
+    parser.add_argument("--pace", type=float, default=0, help="connections of strangers per second (default: all that one processor can)")
     parser.add_argument("--traitors", type=int, default=0, help="jobs with a traitor, per mode and transport")
     parser.add_argument("--seed", type=int, default=1)
     for name in ("--role", "--folder", "--number"):
@@ -503,7 +511,7 @@ def main(argv=None) -> int:
     if arguments.role == "stranger":
         while not all((Path(arguments.folder) / name).exists() for name in ("job", "other")):
             time.sleep(0.01)
-        attack(arguments.folder, int(arguments.number), arguments.most)
+        attack(arguments.folder, int(arguments.number), arguments.most, arguments.pace)
         return 0
     if arguments.role == "other":
         start_job(do_nothing, (arguments.folder, transports[0]), modes[0], transports[0]).run()
@@ -513,7 +521,7 @@ def main(argv=None) -> int:
         for transport in transports:
             if arguments.shots:
                 show(mode, transport, visit(mode, transport, arguments.shots, arguments.rounds, arguments.calls, arguments.strangers,
-                                            arguments.most))
+                                            arguments.most, arguments.pace))
             words: dict[str, int] = {}
             for seed in range(arguments.seed, arguments.seed + arguments.traitors):
                 text = traitor(mode, transport, seed)
