@@ -237,7 +237,7 @@ SIMULATED ?= 2000
 # signals, of which a sanitizer's runtime has its own, or at the size of processes, to which it adds; under ThreadSanitizer a child that is
 # forked and starts threads, which it forbids.
 UNSANITIZED = $(patsubst %,tests/unit/test_%.py,benchmarks check docs fetch_kge fetch_text fetching lint locks memory parking peers \
-    simulation stubs)
+    simulation spreading stubs)
 DESELECTED = $(patsubst %,--deselect tests/unit/test_launch.py::%,\
     test_the_nodes_environment test_the_first_failed_node_is_named_and_its_code_returned) \
     $(if $(filter tsan,$@),--deselect tests/unit/test_node.py::test_fork)
