@@ -136,9 +136,10 @@ class Link:
                 self._send(entry[1], entry[2])
             elif entry[0] == "heard":
                 self._drain_pull_monitor()
-                if entry[2] in self._pull_gone:
+                # With several I/O threads a message may come before the monitor tells of its connection, whose descriptor another one had.
+                if entry[2] in self._pull_gone and self._config.zmq_threads == 1:
                     self._broken.append(entry[1])
-                else:       # (with several I/O threads a message may come before the monitor tells of its connection)
+                else:
                     self._pull_open[entry[2]] = entry[1]
             elif entry[0] == "stop":
                 self._stopping = True

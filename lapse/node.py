@@ -431,50 +431,50 @@ class Node:
 
     # -- end
 
-    @contextlib.contextmanager
-    def sole_end(self):
+    def shut_down(self):
+        """The normal end, agreed on by all nodes."""
         with self.ending:
+            if self.closed:
+                return
             if self.is_ending:
                 raise RuntimeError("this thread is in shutdown() already: called by a signal handler or a finalizer")
-            self.is_ending = True
             try:
-                yield
+                self.is_ending = True
+                self.end_together()
             finally:
                 self.is_ending = False
 
-    def shut_down(self):
-        """The normal end, agreed on by all nodes."""
-        with self.sole_end():
-            if self.closed:
-                return
-            if self.interrupted:
-                self.break_up("interrupted")
-                return
-            try:
+    def end_together(self):
+        if self.interrupted:
+            self.break_up("interrupted")
+            return
+        try:
+            self.check()
+            self.stop_sampling()
+            self.finish_workers()
+            self.meet("nodes", str(self.rank))
+            problems = self.audit()
+            job = self.gather_stats("stats")
+            if self.rank == 0:
+                self.report(job)
+            self.cluster.expect_goodbyes()
+            self.meet("nodes", str(self.rank))
+            missing = self.van.say_goodbye() or self.van.wait_goodbyes(self.config.join_timeout)
+            if missing:
                 self.check()
-                self.stop_sampling()
-                self.finish_workers()
-                self.meet("nodes", str(self.rank))
-                problems = self.audit()
-                job = self.gather_stats("stats")
-                if self.rank == 0:
-                    self.report(job)
-                self.cluster.expect_goodbyes()
-                self.meet("nodes", str(self.rank))
-                missing = self.van.say_goodbye() or self.van.wait_goodbyes(self.config.join_timeout)
-                if missing:
-                    self.check()
-                    raise LapseError(f"no goodbye from node {', '.join(map(str, missing))}")
-            except BaseException as error:
-                self.break_up(f"could not shut down: {type(error).__name__}: {error}")
-                raise
-            self.closed = True
+                raise LapseError(f"no goodbye from node {', '.join(map(str, missing))}")
+        except BaseException as error:
+            self.break_up(f"could not shut down: {type(error).__name__}: {error}")
+            raise
+        self.closed = True
+        try:
             self.van.fail(_van.ERR_STOPPED)
             self.stop_threads()
             self.cluster.leave()
+        finally:                        # also when an interrupt comes
             self.close()
-            if problems:
-                raise LapseError(f"the audit at the end of the job found: {'; '.join(problems)}")
+        if problems:
+            raise LapseError(f"the audit at the end of the job found: {'; '.join(problems)}")
 
     def finish_workers(self):
         """Wait for the operations of Workers that were not finalized; none of this node's slots will come to a barrier again."""
@@ -523,6 +523,8 @@ class Node:
                 self.van.fail(_van.ERR_INTERRUPTED if self.interrupted else _van.ERR_FAILED if self.failure else _van.ERR_STOPPED)
                 self.stop_threads()
         finally:                        # an interrupt may come once more
+            if self.van is not None:
+                self.van.fail(_van.ERR_STOPPED)     # (the first code stays)
             self.close()
 
     def stop_threads(self):
@@ -534,20 +536,22 @@ class Node:
 
     def close(self):
         self.closed = True
-        self.log_trace()
-        self.errands.put(("end",))
-        self.release_interrupts()
-        if self.van is None or not (self.thread.is_alive() or (self.filler_thread and self.filler_thread.is_alive())):
-            self.orphans = []           # nothing writes to them any more
-            if self.van is not None:
-                self.van.close()        # a worker may be about to send
-            self.cluster.close()
-        self.ended.set()
+        try:
+            self.log_trace()
+            self.errands.put(("end",))
+            self.release_interrupts()
+            if self.van is None or not (self.thread.is_alive() or (self.filler_thread and self.filler_thread.is_alive())):
+                self.orphans = []       # nothing writes to them any more
+                if self.van is not None:
+                    self.van.close()    # a worker may be about to send
+                self.cluster.close()
+        finally:
+            self.ended.set()
 
     def abandon(self, cause: str):
         """The end of a node that nobody shut down: quiet when it is the only one, else a failure of the job."""
-        with self.sole_end():
-            if self.active:
+        with self.ending:
+            if self.active and not self.is_ending:      # (this thread would be in shutdown)
                 if self.num_nodes > 1:
                     log.error("node %d: %s", self.rank, cause)
                 self.break_up(cause)

@@ -63,9 +63,13 @@ def pytest_xdist_make_scheduler(config, log):
             """A process keeps its last test until it has another one or is told to stop, so one alone would wait forever."""
             if node not in self.registered_collections:     # it replaces another one, and will be asked again when it knows the tests
                 return
-            super()._reschedule(node)
-            while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+            try:
                 super()._reschedule(node)
+                while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                    super()._reschedule(node)
+            except OSError:         # this process has died, too, which will be told in a moment; it did not get its last unit
+                scope, unit = self.assigned_work[node].popitem()
+                self.workqueue[scope] = unit
 
     config.option.loadscopereorder = True       # what stays together begins first
     return Scheduling(config, log)

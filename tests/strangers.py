@@ -36,6 +36,7 @@ if __name__ == "__main__":
 
 import lapse  # noqa: E402
 from lapse import control  # noqa: E402
+from lapse._exec import die_with_parent  # noqa: E402
 from lapse.errors import NodeFailure, WorkerError  # noqa: E402
 from lapse.launch import _Launch  # noqa: E402
 from tests.fuzz import _mutator, states  # noqa: E402
@@ -196,10 +197,8 @@ def wrong_port(endpoint: str) -> None:
 
 
 def attack(folder: str, number: int, most: int, pace: float) -> None:
-    """A stranger: go for whom the board names, until it says to stop, or the process that has started this one has gone. `pace`:
-    connections per second, 0 for as many as there can be.
-    """
-    seen, parent = board(folder), os.getppid()
+    """A stranger: go for whom the board names, until it says to stop. `pace`: connections per second, 0 for as many as there can be."""
+    seen = board(folder)
     draw = random.Random(number)
     states.make_places()
     shots = make_shots(draw, states.corpus(1), 2000, most)
@@ -210,7 +209,7 @@ def attack(folder: str, number: int, most: int, pace: float) -> None:
     for endpoint in targets[JOB]:
         wrong_port(endpoint)
     (Path(folder) / f"stranger-{number}").touch()
-    while seen[PHASE] != STOP and os.getppid() == parent:
+    while seen[PHASE] != STOP:
         phase = int(seen[PHASE])
         if phase == IDLE:
             for sock in [*open_, *(sock for sock, _ in early)]:
@@ -226,6 +225,9 @@ def attack(folder: str, number: int, most: int, pace: float) -> None:
         data, later, count = draw.choice(shots)
         try:
             sock = connect(draw.choice(targets[phase]), draw)
+        except OSError:             # the queue of connections is full
+            continue
+        try:
             early.append((sock, later))
             sock.sendall(data)
             if len(early) > EARLY:
@@ -233,7 +235,7 @@ def attack(folder: str, number: int, most: int, pace: float) -> None:
                 open_.append(sock)
                 sock.sendall(later)
         except OSError:
-            seen[FAILED] += phase == JOB       # it was cut off before it had said everything, or the queue of connections was full
+            seen[FAILED] += phase == JOB       # it was cut off before it had said everything
         seen[SHOTS_JOB if phase == JOB else SHOTS_OTHER] += count
         seen[CONNECTED] += phase == JOB
         if len(open_) > OPEN:
@@ -270,8 +272,8 @@ def tell_endpoints(worker, folder: str, name: str, transport: str) -> None:
 def do_nothing(worker, folder: str, transport: str) -> None:
     """The job that the strangers are compared at."""
     tell_endpoints(worker, folder, "other", transport)
-    seen, parent = board(folder), os.getppid()
-    while seen[PHASE] != STOP and os.getppid() == parent:
+    seen = board(folder)
+    while seen[PHASE] != STOP:
         time.sleep(0.02)
 
 
@@ -359,7 +361,7 @@ def visit(security: str, transport: str, shots: int, rounds: int, calls: int, st
     with tempfile.TemporaryDirectory(prefix="lt-") as folder:
         board(folder)
         command_ = [sys.executable, str(ROOT / "tests" / "strangers.py"), "--folder", folder, "--mode", security, "--transport", transport,
-                    "--most", str(most), "--pace", str(pace / strangers)]
+                    "--most", str(most), "--pace", str(pace / strangers), "--parent", str(os.getpid())]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         started = [subprocess.Popen([*command_, "--role", "other"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
         warnings = Warnings()
@@ -504,10 +506,12 @@ def main(argv=None) -> int:
     parser.add_argument("--pace", type=float, default=0, help="connections of strangers per second (default: all that one processor can)")
     parser.add_argument("--traitors", type=int, default=0, help="jobs with a traitor, per mode and transport")
     parser.add_argument("--seed", type=int, default=1)
-    for name in ("--role", "--folder", "--number"):
+    for name in ("--role", "--folder", "--number", "--parent"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     modes, transports = arguments.mode or ["token", "curve", "none"], arguments.transport or ["tcp", "ipc"]
+    if arguments.role:
+        die_with_parent(int(arguments.parent))
     if arguments.role == "stranger":
         while not all((Path(arguments.folder) / name).exists() for name in ("job", "other")):
             time.sleep(0.01)

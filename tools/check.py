@@ -56,6 +56,7 @@ class Stage:
         os.killpg(pid, signal.SIGKILL)      # the rest of the group, whose number is nobody else's until the process has been asked for
         while not self.has_ended():
             time.sleep(0.05)
+        self.code = self.code or 1          # it was not done
 
 
 def start(name: str) -> Stage:
@@ -65,7 +66,6 @@ def start(name: str) -> Stage:
     with log.open("wb") as output:      # a group of its own, so that all of it can be ended
         process = subprocess.Popen(["make", "--no-print-directory", f"PYTHON={sys.executable}", name], cwd=ROOT, env=clean,
                                    stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    print(f"check: {name} begins", flush=True)
     return Stage(name, log, process)
 
 
@@ -86,6 +86,7 @@ def run(names: list[str], at_once: int, limit: float, told: list[int]) -> list[S
         while (waiting or running) and not told:
             while waiting and len(running) < at_once:
                 running.append(start(waiting.pop(0)))
+                print(f"check: {running[-1].name} begins", flush=True)
             for stage in running:
                 if not stage.has_ended() and time.monotonic() - stage.begun > limit:
                     stage.late = True
@@ -102,6 +103,7 @@ def run(names: list[str], at_once: int, limit: float, told: list[int]) -> list[S
     finally:
         for stage in running:
             stage.end()
+        for stage in running:
             tell(stage)
     return ended
 
@@ -114,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     told: list[int] = []        # not an exception, which could come between the start of a stage and the note of it
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: told.append(number))
     ended = run(options.stages, max(1, options.at_once), options.limit, told)
     if told:

@@ -29,7 +29,7 @@ def test_it(i):
 
 
 @pytest.mark.parametrize(("dies", "waits", "slow"), [
-    ([0], True, 0), ([NUMBER // 2], False, 0), ([NUMBER - 1], False, 0), ([0, 1], False, 1), ([0, 1, 2], False, 0.5)])
+    ([0], True, 0), ([NUMBER // 2], False, 0), ([NUMBER - 1], False, 0), ([0, 1], False, 1), ([0, 1], False, 0), ([0, 1, 2], False, 0.5)])
 def test_a_process_that_dies_in_a_test(tmp_path, dies, waits, slow):
     """Also when all others have got to their end meanwhile (waits), and when several die."""
     (tmp_path / "test_one.py").write_text(PROGRAM.replace("DIES", str(dies)).replace("WAITS", str(waits)).replace("SLOW", str(slow)))
