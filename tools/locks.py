@@ -30,7 +30,7 @@ TREE = ["Makefile", "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTIC
         "benchmarks", "examples", "bindings"]
 PARTS = ["ps", "tests", *(f"build/stamps/{part}" for part in ("tests-cluster", "tests-ext", "tests-unit", "apps-mf"))]
 LEFT_OUT = shutil.ignore_patterns("*.so", "*.c", "__pycache__", ".pytest_cache")
-DEADLINE = 300                  # seconds for a test; one that hangs without its lock is noticed, too
+DEADLINE = 180                  # seconds for a test; one that hangs without its lock is noticed, too
 
 # In the copy only: which row is off. Read when a module is loaded, before any thread can ask.
 SWITCH_C = '''
