@@ -52,7 +52,7 @@ class Link:
         self._unconnected: set[int] = set()     # peers whose handshake is still awaited
         self._pull_open: dict[int, int | None] = {}  # connections to the PULL: descriptor -> rank, where known
         self._pull_gone: set[int] = set()       # descriptors of those that ended before it was known whose they were
-        self._broken: list[int] = []     # peers whose data connection broke, as the monitors told, to be acted upon
+        self._broken: list[int] = []            # peers whose data connection broke, as the monitors told, to be acted upon
         self._reported: set = set()
         self._disconnected = False              # from the scheduler, for good
         self._announced = False
@@ -282,6 +282,7 @@ class Link:
     # -- liveness
 
     def _drain_monitors(self) -> None:
+        """Note in _broken the ranks of peers whose data connection broke."""
         for rank, monitor in self._monitors.items():
             for event, _ in monitor.events():
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

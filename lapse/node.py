@@ -445,6 +445,7 @@ class Node:
                 self.is_ending = False
 
     def end_together(self):
+        """What shut_down does, once."""
         if self.interrupted:
             self.break_up("interrupted")
             return

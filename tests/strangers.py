@@ -539,4 +539,9 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        if "--role" not in sys.argv:        # one word is enough
+            print("strangers: interrupted", file=sys.stderr)
+        sys.exit(130)
