@@ -112,9 +112,10 @@ def run_node():
 
 
 def main():
-    with socket.socket() as probe:  # a port that is free
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    held = socket.socket()          # a port for the scheduler, which nobody else is given as long as this socket is there
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    port = held.getsockname()[1]
     os.environ.update(DMLC_NUM_SERVER=str(NODES), DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=str(port),
                       LAPSE_TOKEN=secrets.token_hex(16))        # without one, whoever can reach the port could join
     context = mp.get_context("fork")

@@ -68,7 +68,9 @@ class Link:
         self._poller = zmq.Poller()
         for source in (self._waker.fd, self._dealer, self._dealer_monitor.pair, self._gate.sock):
             self._poller.register(source, zmq.POLLIN)
-        self._dealer.connect(sockets.endpoint(address, config.root_port))
+        self._source = sockets.reserve_source(address, config.root_port)    # until connected
+        self._scheduler = sockets.endpoint_from(self._source, sockets.endpoint(address, config.root_port))
+        self._dealer.connect(self._scheduler)
 
     @property
     def refused(self) -> int:
@@ -116,7 +118,7 @@ class Link:
         self._receive()
         if lost and not self._disconnected:
             self._disconnected = True
-            self._dealer.disconnect(sockets.endpoint(self._address, self._config.root_port))
+            self._dealer.disconnect(self._scheduler)
         if self._cluster._over or self._cluster._left:
             return
         if lost:
@@ -198,6 +200,7 @@ class Link:
         for event, _ in self._dealer_monitor.events():
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and not self.joined:
                 self.joined = True
+                self._release_source()
                 self._send("join", self._join)
             elif event == zmq.EVENT_DISCONNECTED:
                 lost = lost or self.joined
@@ -320,8 +323,13 @@ class Link:
             if monitor is not None:
                 monitor.close()
 
+    def _release_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
+
     def clean_up(self) -> None:
         self._waker.close()
+        self._release_source()
         if self._ipc:
             Path(self._ipc.removeprefix("ipc://")).unlink(missing_ok=True)
         if self._folder is not None:

@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import logging
 import os
+import socket
 import struct
 import threading
 from collections.abc import Sequence
@@ -75,6 +76,33 @@ def no_reconnect(sock: zmq.Socket) -> None:
 
 def endpoint(address: str, port: int | str) -> str:
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+def reserve_source(address: str, port: int) -> socket.socket | None:
+    """Where `address` is this host's: a bound socket, from whose port connections to `port` are to come. None elsewhere, or without one.
+
+    As long as nobody listens on a port of the system's ephemeral range, each attempt to connect to it may be given that very port as its
+    own end, and then reaches itself (TCP's simultaneous open): the handshake fails for good, and nobody can listen there any more.
+    """
+    try:
+        own = hosts.address_towards(address)
+        while own == address or hosts.is_loopback(own):
+            with contextlib.ExitStack() as unless_it_will_do:
+                source = socket.socket(socket.AF_INET6 if ":" in own else socket.AF_INET, socket.SOCK_STREAM)
+                unless_it_will_do.callback(source.close)
+                source.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)    # as libzmq does, so that both may be bound
+                source.bind((own, 0))
+                if source.getsockname()[1] != port:
+                    unless_it_will_do.pop_all()
+                    return source
+    except (LapseError, OSError) as error:
+        log.debug("no port of its own to connect to %s from: %s", address, error)
+    return None
+
+
+def endpoint_from(source: socket.socket | None, to: str) -> str:
+    """The endpoint for a connection to `to` that comes from the port that `source` holds."""
+    return to if source is None else f"{endpoint(*source.getsockname()[:2])};{to.removeprefix('tcp://')}"
 
 
 def check_beyond_loopback(what: str, address: str, config: Config) -> None:

@@ -6,6 +6,7 @@ import signal
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key, get_timeout_config_value
 from launched import Jobs
+from ports import reserved_port
 
 # A job in the background of a script ignores Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,6 +31,13 @@ def jobs():
     processes, files = jobs.close()
     assert not processes, f"left behind: {processes}"
     assert not files, f"left behind: {files}"
+
+
+@pytest.fixture
+def port():
+    """A port of loopback for a scheduler that the test starts."""
+    with reserved_port() as number:
+        yield number
 
 
 # Modules whose tests run in one process, since they share something that takes long to make; all others go where there is room.

@@ -10,17 +10,15 @@ torch = pytest.importorskip("torch")
 
 # What such a script begins with. The processes are forked when lapse and torch have been imported.
 BEGIN = """
-    import os, socket, sys, threading
+    import os, sys, threading
     import numpy as np
     import torch
     from torch.multiprocessing import get_context
     import lapse
 
     def environment(nodes):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(DMLC_NUM_SERVER=str(nodes), DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=str(port), LAPSE_SECURITY="none")
+        port = os.environ["PORT"]
+        os.environ.update(DMLC_NUM_SERVER=str(nodes), DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=port, LAPSE_SECURITY="none")
 
     def start(function, *arguments):
         process = get_context("fork").Process(target=function, args=arguments)
@@ -40,8 +38,10 @@ BEGIN = """
 
 
 @pytest.fixture
-def script(jobs, tmp_path):
+def script(jobs, tmp_path, port):
     """script(text) runs a script that begins with BEGIN, and returns its Result."""
+    jobs.env["PORT"] = str(port)
+
     def run(text, deadline=150):
         path = tmp_path / "script.py"
         path.write_text(textwrap.dedent(BEGIN) + textwrap.dedent(text))

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 
 from board import END, ORDERS, PHASES, SHUTDOWN, Board
 from launched import GRACE, PROC, ROOT, Jobs
+from ports import reserved_port
 
 JOB = "tests/faults/job.py"
 TICK = 0.0005           # seconds between two looks at the board
@@ -47,6 +47,7 @@ class Run:
         self.board = Board(path, create=True)
         self.words = [str(path), self.phase, str(self.seed), str(self.delay), "--sys.transport", self.transport]
         self.output = self.jobs.output / "output"
+        self.resources = contextlib.ExitStack()
         self.processes: list[subprocess.Popen] = []     # those that this process has started: the launcher, or all
         self.sockets: set[str] = set()
         self.instant = 0.0                              # of the fault
@@ -59,6 +60,7 @@ class Run:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        self.resources.close()
         self.left = self.jobs.close()
 
     # -- starting
@@ -74,9 +76,7 @@ class Run:
 
     def start_all(self):
         """A scheduler in a process of its own, and each node, as the trackers of a cluster start them."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = self.resources.enter_context(reserved_port())
         common = {"DMLC_NUM_SERVER": str(self.nodes), "DMLC_NUM_WORKER": "0", "DMLC_PS_ROOT_URI": "127.0.0.1",
                   "DMLC_PS_ROOT_PORT": str(port), "LAPSE_TOKEN": TOKEN}
         self.start([sys.executable, JOB, *self.words], {**common, "DMLC_ROLE": "scheduler"})

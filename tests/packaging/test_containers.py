@@ -1,6 +1,5 @@
 """The manifest for Kubernetes, run here as its pods would be; the Dockerfile, read by the tool that carries it out without Docker."""
 import re
-import socket
 import stat
 import subprocess
 import sys
@@ -55,7 +54,7 @@ def test_manifest_is_one_job(manifest):
         assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["key"]        # not those of the others
 
 
-def test_manifest_runs(manifest, tmp_path):
+def test_manifest_runs(manifest, tmp_path, port):
     """Init containers and containers as processes: folders for the volumes, an address of this host for the service's name."""
     keys = tmp_path / "keys"
     base = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
@@ -68,9 +67,6 @@ def test_manifest_runs(manifest, tmp_path):
     subprocess.run([sys.executable, "-m", "lapse", "keys", "-s", "2", keys], check=True, env=base, stdout=subprocess.DEVNULL, timeout=60)
     for file in keys.iterdir():
         file.chmod(0o440)               # as fsGroup makes them, which a member refuses
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     processes = []
     try:
         for number, (pod, index) in enumerate(pods(manifest)):
@@ -80,7 +76,7 @@ def test_manifest_runs(manifest, tmp_path):
             bring = variables(init, index, DMLC_PS_ROOT_URI="127.0.0.1", FROM=str(keys), TO=str(own))
             subprocess.run(init["command"], env=base | bring, check=True, timeout=60)
             assert stat.S_IMODE((own / "own.key").stat().st_mode) == 0o400
-            told = variables(container, index, DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=port)
+            told = variables(container, index, DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=str(port))
             told["LAPSE_KEYS"] = told["LAPSE_KEYS"].replace("/key", str(own), 1)
             processes.append(subprocess.Popen(container["command"], env=base | told, cwd=tmp_path, stdout=subprocess.PIPE,
                                               stderr=subprocess.STDOUT, text=True))

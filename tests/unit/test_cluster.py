@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from ports import reserved_port
 
 from lapse import _sweep, control, hosts, ipc
 from lapse.cluster import Cluster, Failure, Scheduler, any_alive
@@ -110,6 +111,11 @@ class Job:
         self.thread = threading.Thread(target=lambda: self.outcome.append(self.scheduler.run()), daemon=True)
         self.thread.start()
         return self.scheduler
+
+    def start_scheduler_process(self, **options) -> Process:
+        scheduler = Process({**self.environment(), "DMLC_ROLE": "scheduler"}, scheduler=True, **options)
+        self.processes.append(scheduler)
+        return scheduler
 
     def environment(self, hint: int | None = None) -> dict:
         environ = {"DMLC_ROLE": "server", "DMLC_NUM_SERVER": str(self.num_nodes), "DMLC_PS_ROOT_URI": "127.0.0.1",
@@ -251,21 +257,32 @@ def test_two_jobs_at_once_never_meet(start):
         job.finish()
 
 
-def test_nodes_may_start_before_the_scheduler(start):
-    job = start(2, scheduler=False)
-    with socket.socket() as probe:     # a port that is free now
-        probe.bind(("127.0.0.1", 0))
-        job.port = probe.getsockname()[1]
+def start_nodes_first(job):
+    """Nodes that have looked for their scheduler for a while when it comes."""
     nodes = [job.start_node(rank) for rank in range(2)]
-    time.sleep(0.5)
-    scheduler = Process({**job.environment(), "DMLC_ROLE": "scheduler"}, scheduler=True)
-    job.processes.append(scheduler)
+    time.sleep(1)
+    scheduler = job.start_scheduler_process()
+    scheduler.expect("listening")
     for node in nodes:
         node.expect("up")
         node.tell("leave")
     for node in nodes:
         assert node.expect("done", what="leave")["error"] is None
     assert scheduler.expect("end")["failure"] is None
+
+
+def test_nodes_may_start_before_the_scheduler(start):
+    job = start(2, scheduler=False)
+    with reserved_port() as job.port:
+        start_nodes_first(job)
+
+
+@pytest.mark.parametrize("token", [True, False])
+def test_a_node_that_waits_for_its_scheduler_does_not_reach_itself(start, token):
+    """The scheduler's port is one of four that the system gives to connections, in a network namespace where it has no more."""
+    run = subprocess.run(["unshare", "-rn", sys.executable, Path(__file__).with_name("early_nodes.py"), str(int(token))],
+                         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, capture_output=True, text=True, timeout=150)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_port_range(start):
@@ -352,9 +369,7 @@ def test_a_wrong_token_is_refused(start, environ, caplog):
 
 def test_an_unreachable_scheduler_is_named(start):
     job = start(2, scheduler=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        job.port = probe.getsockname()[1]     # bound, does not listen
+    with reserved_port() as job.port:
         node = job.start_node(settings={"join_timeout": 0.5})
         refusal = node.expect("refused")
     assert refusal["error"] == "LapseError"
@@ -570,12 +585,9 @@ def test_a_cut_before_it_is_known_whose_connection_it_is(start):
 
 def test_a_frozen_scheduler_ends_the_job(start):
     job = start(2, scheduler=False, **QUICK)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        job.port = probe.getsockname()[1]
-    scheduler = Process({**job.environment(), "DMLC_ROLE": "scheduler"}, scheduler=True, settings=QUICK)
-    nodes = job.start_nodes()
-    job.processes.append(scheduler)
+    with reserved_port() as job.port:
+        scheduler = job.start_scheduler_process(settings=QUICK)
+        nodes = job.start_nodes()
     os.kill(scheduler.pid, signal.SIGSTOP)
     for node in nodes:
         failure = node.expect("failure")
@@ -586,12 +598,9 @@ def test_a_frozen_scheduler_ends_the_job(start):
 
 def test_a_killed_scheduler_ends_the_job(start):
     job = start(2, scheduler=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        job.port = probe.getsockname()[1]
-    scheduler = Process({**job.environment(), "DMLC_ROLE": "scheduler"}, scheduler=True)
-    nodes = job.start_nodes()
-    job.processes.append(scheduler)
+    with reserved_port() as job.port:
+        scheduler = job.start_scheduler_process()
+        nodes = job.start_nodes()
     scheduler.popen.kill()
     for node in nodes:
         assert "the scheduler" in node.expect("failure")["cause"]

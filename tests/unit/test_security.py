@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from ports import reserved_port
 
 import lapse
 from lapse import control, keys, sockets
@@ -391,23 +392,22 @@ print("sum", got.sum())
 worker.finalize()
 server.shutdown()
 """)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     processes = {}
-    for name, file in members.items():
-        env = {**os.environ, "DMLC_ROLE": "scheduler" if name == "scheduler" else "server", "DMLC_NUM_SERVER": "2",
-               "DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": str(port), "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), **environ}
-        if file is not None:
-            env["LAPSE_KEYS"] = str(file)
-        processes[name] = subprocess.Popen([sys.executable, path], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        outputs = {name: process.communicate(timeout=PATIENCE)[0] for name, process in processes.items()}
-    finally:
-        for process in processes.values():
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    with reserved_port() as port:
+        for name, file in members.items():
+            env = {**os.environ, "DMLC_ROLE": "scheduler" if name == "scheduler" else "server", "DMLC_NUM_SERVER": "2",
+                   "DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": str(port), "PYTHONPATH": str(ROOT),
+                   "TMPDIR": str(tmp_path), **environ}
+            if file is not None:
+                env["LAPSE_KEYS"] = str(file)
+            processes[name] = subprocess.Popen([sys.executable, path], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            outputs = {name: process.communicate(timeout=PATIENCE)[0] for name, process in processes.items()}
+        finally:
+            for process in processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
     return {name: (processes[name].returncode, output) for name, output in outputs.items()}
 
 
