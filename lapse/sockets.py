@@ -78,6 +78,18 @@ def endpoint(address: str, port: int | str) -> str:
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
+def _bound_socket(address: str) -> socket.socket:
+    """A socket at a port that the system chooses; libzmq's may be bound there, too."""
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def reserve_source(address: str, port: int) -> socket.socket | None:
     """Where `address` is this host's: a bound socket, from whose port connections to `port` are to come. None elsewhere, or without one.
 
@@ -86,18 +98,16 @@ def reserve_source(address: str, port: int) -> socket.socket | None:
     """
     try:
         own = hosts.address_towards(address)
-        while own == address or hosts.is_loopback(own):
-            with contextlib.ExitStack() as unless_it_will_do:
-                source = socket.socket(socket.AF_INET6 if ":" in own else socket.AF_INET, socket.SOCK_STREAM)
-                unless_it_will_do.callback(source.close)
-                source.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)    # as libzmq does, so that both may be bound
-                source.bind((own, 0))
-                if source.getsockname()[1] != port:
-                    unless_it_will_do.pop_all()
-                    return source
+        if own != address and not hosts.is_loopback(own):
+            return None
+        source = _bound_socket(own)
+        if source.getsockname()[1] != port:
+            return source
+        with source:            # as long as it is there, the next one gets another port
+            return _bound_socket(own)
     except (LapseError, OSError) as error:
         log.debug("no port of its own to connect to %s from: %s", address, error)
-    return None
+        return None
 
 
 def endpoint_from(source: socket.socket | None, to: str) -> str:

@@ -20,7 +20,7 @@ import pytest
 import zmq
 from ports import reserved_port
 
-from lapse import _sweep, control, hosts, ipc
+from lapse import _sweep, control, hosts, ipc, sockets
 from lapse.cluster import Cluster, Failure, Scheduler, any_alive
 from lapse.config import Config
 from lapse.errors import LapseError, NodeFailure
@@ -283,6 +283,17 @@ def test_a_node_that_waits_for_its_scheduler_does_not_reach_itself(start, token)
     run = subprocess.run(["unshare", "-rn", sys.executable, Path(__file__).with_name("early_nodes.py"), str(int(token))],
                          env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}, capture_output=True, text=True, timeout=150)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_connection_never_comes_from_the_port_that_it_goes_to(monkeypatch):
+    """Also when the system offers that one first."""
+    with sockets.reserve_source("127.0.0.1", 0) as offered:
+        offers = [offered.dup()]
+        bound_socket = sockets._bound_socket
+        monkeypatch.setattr(sockets, "_bound_socket", lambda address: offers.pop() if offers else bound_socket(address))
+        with sockets.reserve_source("127.0.0.1", offered.getsockname()[1]) as source:
+            assert not offers and source.getsockname()[1] != offered.getsockname()[1]
+    assert sockets.reserve_source("192.0.2.1", 1) is None, "an address of another host (RFC 5737)"
 
 
 def test_port_range(start):
