@@ -12,7 +12,8 @@ cdef struct channel_t:          # to one other node, or to this node itself
     uint64_t sent               # sequence number of the last message sent; under mutex
     uint64_t handed             # atomic; the same, for ThreadSanitizer: libzmq orders sender and receiver, but it cannot see into libzmq
     uint64_t received           # of the last one received; server thread only
-    int64_t messages, bytes     # sent; under mutex
+    int64_t messages, bytes     # sent, without MARK; under mutex
+    int said                    # HELLO or GOODBYE, once it has been sent; under mutex
     char user[16]               # what the transport must have authenticated: the rank in decimal
     int32_t greeted             # atomic: 1 once HELLO has arrived, 2 after GOODBYE
     int descriptor              # of the connection that its HELLO came by, -1: inproc; valid once greeted
@@ -39,6 +40,7 @@ cdef class Van(Sink):
     cdef int check_header(self, char* data, size_t size, const char* user) noexcept nogil
     cdef void serve(self) noexcept nogil
     cdef int control(self, Rank dest, int kind) noexcept nogil
+    cdef int send_control(self, Rank dest, int kind, out_t* out) noexcept nogil
     cdef void enter_state(self, int32_t code) noexcept nogil
     cdef void abort(self, int32_t code) noexcept nogil
     cdef list say(self, int kind, double timeout)

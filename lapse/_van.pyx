@@ -20,7 +20,7 @@ from lapse._sync cimport (add_u32, fence, load_i32, load_u32, load_u64, nanoseco
                           unpark)
 from lapse._types cimport (ERR_FAILED as C_ERR_FAILED, ERR_FORKED as C_ERR_FORKED, ERR_INTERRUPTED as C_ERR_INTERRUPTED, ERR_MEMORY,
                            ERR_STOPPED as C_ERR_STOPPED)
-from lapse._wire cimport GOODBYE, HEADER_BYTES, HELLO, MAGIC, STOP, VERSION, header_t
+from lapse._wire cimport GOODBYE, HEADER_BYTES, HELLO, MAGIC, MARK, STOP, VERSION, header_t
 from lapse._zmq cimport (ZMQ_DONTWAIT, zmq_errno, zmq_msg_close, zmq_msg_data, zmq_msg_gets, zmq_msg_init, zmq_msg_init_size,
                          zmq_msg_recv, zmq_msg_send, zmq_msg_size, zmq_msg_t)
 
@@ -205,9 +205,11 @@ cdef class Van(Sink):
                 self.broken = src
                 self.broken_by = atoi(user) if user != NULL else -1
                 break
+            h = <header_t*>data
+            if h.type == MARK:
+                continue
             self.received_messages += 1
             self.received_bytes += <int64_t>size
-            h = <header_t*>data
             if h.type < HELLO:
                 rc = self.protocol.handle(data, size, src)
                 if unlikely(rc != FINE):
@@ -260,8 +262,23 @@ cdef class Van(Sink):
         (<header_t*>out.data).type = <unsigned char>kind
         (<header_t*>out.data).origin = <uint32_t>self.me
         self.lock(dest)
-        rc = self.send(dest, &out)
+        rc = self.send_control(dest, kind, &out)
         self.unlock(dest)
+        return rc
+
+    cdef int send_control(self, Rank dest, int kind, out_t* out) noexcept nogil:
+        """The part of `control` under the channel's mutex."""
+        cdef channel_t* channel = self.channels + dest
+        cdef int rc
+        if kind == MARK and channel.said != HELLO:      # before the first message, or after the last one
+            self.discard(out)
+            return 0
+        rc = self.send(dest, out)
+        if kind == MARK:
+            channel.messages -= 1
+            channel.bytes -= HEADER_BYTES
+        elif rc == 0 and kind != STOP:
+            channel.said = kind
         return rc
 
     # --- for node.py --------------------------------------------------------------------------------------------------------------
@@ -326,6 +343,14 @@ cdef class Van(Sink):
             with nogil:
                 park(&self.changed, seen, min(left, 100000000))
 
+    def mark(self):
+        """Send MARK to every other node, which will miss what was lost before it. Does not block; no error if a connection is gone."""
+        cdef Rank dest
+        for dest in range(self.num_nodes):
+            if dest != self.me:
+                with nogil:
+                    self.control(dest, MARK)
+
     def stop(self):
         """End the server loop after the messages that are already here. Does not block."""
         with nogil:
@@ -352,6 +377,10 @@ cdef class Van(Sink):
         with nogil:
             self.abort(code)
 
+    def last_number(self, Rank dest):
+        """The sequence number of the last message to `dest`."""
+        return load_u64(&self.channels[dest].handed)
+
     def state_code(self):
         """0 while the node works, else the ERR_ code of every call."""
         return load_i32(&self.state)
@@ -371,7 +400,7 @@ cdef class Van(Sink):
         return self.broken_by, text
 
     def counters(self):
-        """Messages and bytes so far, all kinds and the headers included; strangers' frames that were dropped."""
+        """Messages and bytes so far, all kinds but MARK, with the headers; strangers' frames that were dropped."""
         cdef int i
         return {
             "sent_messages": sum([self.channels[i].messages for i in range(self.num_nodes) if i != self.me]),

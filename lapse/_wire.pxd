@@ -19,6 +19,7 @@ than operations, and a key that is twice in LOCALIZE, HAND_OVER or TRANSFER.
 | HELLO     | every node -> every other     | -                      | the channel stands (first message)                       |
 | GOODBYE   | every node -> every other     | -                      | nothing follows on this channel                          |
 | STOP      | a node -> itself              | -                      | the server loop ends                                     |
+| MARK      | every node -> every other     | -                      | nothing; its `seq` shows whether a message was lost      |
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -78,6 +79,7 @@ cdef enum MessageType:
     HELLO = 16
     GOODBYE = 17
     STOP = 18
+    MARK = 19
 
 cdef enum:
     HEADER_BYTES = 64

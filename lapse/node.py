@@ -46,6 +46,7 @@ PROTOCOL_VERSION = 1
 FRAME_SLACK = 4096              # bytes of a frame with one value that are not the value, generously
 EXPLANATION = 3.0               # seconds until the cluster should know why messages cannot be sent
 JOIN_THREADS = 10.0             # seconds for the node's own threads to end
+MARKS = 1.0                     # seconds from one MARK to the next (_wire.pxd)
 JOIN_ERRANDS = 1.0              # seconds for the thread of the errands, which may be in somebody's finalizer
 
 _config: Config | None = None
@@ -369,11 +370,15 @@ class Node:
     # -- errands
 
     def run_errands(self):
+        tick = MARKS if self.num_nodes > 1 else 1.0 if self.config.trace_keys else None
+        next_mark = 0.0
         while True:
             errand = None
-            pause = 0.05 if self.orphans else 1.0 if self.config.trace_keys else None
             with contextlib.suppress(queue.Empty):
-                errand = self.errands.get(timeout=pause)
+                errand = self.errands.get(timeout=0.05 if self.orphans else tick)
+            if self.num_nodes > 1 and self.van is not None and time.monotonic() >= next_mark:
+                self.van.mark()
+                next_mark = time.monotonic() + MARKS
             self.orphans = [operations for operations in self.orphans if operations.purge()]
             self.log_trace()
             if errand is None:

@@ -30,6 +30,31 @@ def test_a_message_that_goes_wrong_ends_the_job_by_the_names_of_both_nodes(jobs,
     assert match and match[1] != match[2], result.text
 
 
+@pytest.mark.parametrize("loser", [0, 1])
+def test_a_lost_message_that_none_follows_is_noticed(jobs, tmp_path, loser):
+    """Node 0 asks, one key at a time and without a timeout, and node 1 answers: nothing follows a question or an answer that is lost."""
+    script = tmp_path / "asking.py"
+    script.write_text(f"""
+import os
+import numpy as np, lapse
+from lapse.testing import injecting
+if os.environ["LAPSE_RANK"] == "{loser}":
+    injecting.inject({{"loss": 0.01}}, seed=1)
+lapse.setup(8, 1, op_timeout=None)
+server = lapse.Server(1)
+kv = lapse.Worker(0, server)
+if server.my_rank() == 1:
+    kv.barrier()
+value = np.empty(1, np.float32)
+while True:
+    kv.pull([7], value)
+""")
+    result = jobs.launch(2, script)
+    assert result.code == 1, result.text
+    assert re.search(rf"^lapse: node {loser} \(.*\): broke the protocol: a message that was lost, .*; noticed by node {1 - loser} ",
+                     result.text, re.MULTILINE), result.text
+
+
 def test_delayed_messages_change_nothing(jobs):
     result = jobs.launch(3, "tests/cluster/test_consistency.py", "--pulls", 20_000, "--inject", "delay=0.3")
     assert result.code == 0, result.text

@@ -4,8 +4,8 @@
     inject({"loss": 0.001}, seed=1)         # before lapse.Server, in the process of each node
 
 A node notices the first message that is lost, doubled or out of order by its number, and the job ends with NodeFailure, which names both
-nodes. Delayed messages change nothing. What cannot be noticed at once is the loss of the last message of a channel: its operation ends
-at `op_timeout`.
+nodes. Delayed messages change nothing. The loss of what is the last message of a channel for a while is noticed within about a second, by
+the MARK that follows.
 """
 from __future__ import annotations
 
