@@ -112,18 +112,17 @@ def run_node():
 
 
 def main():
-    held = socket.socket()          # a port for the scheduler, which nobody else is given as long as this socket is there
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    port = held.getsockname()[1]
-    os.environ.update(DMLC_NUM_SERVER=str(NODES), DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=str(port),
-                      LAPSE_TOKEN=secrets.token_hex(16))        # without one, whoever can reach the port could join
-    context = mp.get_context("fork")
-    processes = [context.Process(target=run_scheduler), *(context.Process(target=run_node) for _ in range(NODES))]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    with socket.socket() as held:   # a port for the scheduler, which nobody else is given as long as this socket is there
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        os.environ.update(DMLC_NUM_SERVER=str(NODES), DMLC_PS_ROOT_URI="127.0.0.1", DMLC_PS_ROOT_PORT=str(held.getsockname()[1]),
+                          LAPSE_TOKEN=secrets.token_hex(16))    # without one, whoever can reach the port could join
+        context = mp.get_context("fork")
+        processes = [context.Process(target=run_scheduler), *(context.Process(target=run_node) for _ in range(NODES))]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
     codes = [process.exitcode for process in processes]
     if any(codes):
         sys.exit(f"bindings: exit codes of the scheduler and the nodes: {codes}")

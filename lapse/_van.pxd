@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from lapse._protocol cimport Protocol, Sink, out_t
 from lapse._sync cimport pthread_mutex_t
 from lapse._types cimport Rank
-from lapse._wire cimport MAGIC, VERSION, header_t
+from lapse._wire cimport MAGIC, MARK, VERSION, header_t
 
 
 cdef struct channel_t:          # to one other node, or to this node itself
@@ -13,7 +13,6 @@ cdef struct channel_t:          # to one other node, or to this node itself
     uint64_t handed             # atomic; the same, for ThreadSanitizer: libzmq orders sender and receiver, but it cannot see into libzmq
     uint64_t received           # of the last one received; server thread only
     int64_t messages, bytes     # sent, without MARK; under mutex
-    int said                    # HELLO or GOODBYE, once it has been sent; under mutex
     char user[16]               # what the transport must have authenticated: the rank in decimal
     int32_t greeted             # atomic: 1 once HELLO has arrived, 2 after GOODBYE
     int descriptor              # of the connection that its HELLO came by, -1: inproc; valid once greeted
@@ -40,7 +39,6 @@ cdef class Van(Sink):
     cdef int check_header(self, char* data, size_t size, const char* user) noexcept nogil
     cdef void serve(self) noexcept nogil
     cdef int control(self, Rank dest, int kind) noexcept nogil
-    cdef int send_control(self, Rank dest, int kind, out_t* out) noexcept nogil
     cdef void enter_state(self, int32_t code) noexcept nogil
     cdef void abort(self, int32_t code) noexcept nogil
     cdef list say(self, int kind, double timeout)
@@ -51,8 +49,9 @@ cdef inline void stamp(Van van, channel_t* channel, out_t* out) noexcept nogil:
     """Write into a message that it is the next one of this channel, and count it; the caller has the channel's mutex."""
     cdef header_t* h = <header_t*>out.data
     channel.sent += 1
-    channel.messages += 1
-    channel.bytes += <int64_t>out.size
+    if h.type != MARK:
+        channel.messages += 1
+        channel.bytes += <int64_t>out.size
     h.magic = MAGIC
     h.version = VERSION
     h.job = van.job

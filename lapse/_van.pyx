@@ -155,7 +155,10 @@ cdef class Van(Sink):
                 return BAD_SENDER
         if h.seq != channel.received + 1:
             return BAD_SEQUENCE
-        if load_i32(&channel.greeted) != (0 if h.type == HELLO else 1) and h.type != STOP:
+        if h.type == MARK:
+            if load_i32(&channel.greeted) == 0:
+                return BAD_GREETING
+        elif load_i32(&channel.greeted) != (0 if h.type == HELLO else 1) and h.type != STOP:
             return BAD_GREETING
         channel.received = h.seq
         return <int>h.src
@@ -262,23 +265,8 @@ cdef class Van(Sink):
         (<header_t*>out.data).type = <unsigned char>kind
         (<header_t*>out.data).origin = <uint32_t>self.me
         self.lock(dest)
-        rc = self.send_control(dest, kind, &out)
+        rc = self.send(dest, &out)
         self.unlock(dest)
-        return rc
-
-    cdef int send_control(self, Rank dest, int kind, out_t* out) noexcept nogil:
-        """The part of `control` under the channel's mutex."""
-        cdef channel_t* channel = self.channels + dest
-        cdef int rc
-        if kind == MARK and channel.said != HELLO:      # before the first message, or after the last one
-            self.discard(out)
-            return 0
-        rc = self.send(dest, out)
-        if kind == MARK:
-            channel.messages -= 1
-            channel.bytes -= HEADER_BYTES
-        elif rc == 0 and kind != STOP:
-            channel.said = kind
         return rc
 
     # --- for node.py --------------------------------------------------------------------------------------------------------------
@@ -343,13 +331,28 @@ cdef class Van(Sink):
             with nogil:
                 park(&self.changed, seen, min(left, 100000000))
 
-    def mark(self):
-        """Send MARK to every other node, which will miss what was lost before it. Does not block; no error if a connection is gone."""
+    def send_marks(self, double interval):
+        """Send MARK to every other node every `interval` seconds, which misses then what was lost before it: after HELLO, until this node
+        does not work any more. Blocking, without the GIL, which somebody may hold who waits for what was lost; one thread.
+        """
+        cdef int64_t pause = <int64_t>(interval * 1e9)
+        cdef int64_t due = nanoseconds() + pause
+        cdef int64_t now
+        cdef uint32_t seen
         cdef Rank dest
-        for dest in range(self.num_nodes):
-            if dest != self.me:
-                with nogil:
-                    self.control(dest, MARK)
+        with nogil:
+            while True:
+                seen = load_u32(&self.changed)
+                if load_i32(&self.state) != 0:
+                    break
+                now = nanoseconds()
+                if now < due:
+                    park(&self.changed, seen, due - now)
+                    continue
+                for dest in range(self.num_nodes):
+                    if dest != self.me:
+                        self.control(dest, MARK)        # (where a connection is gone, the cluster knows it)
+                due = now + pause
 
     def stop(self):
         """End the server loop after the messages that are already here. Does not block."""
@@ -378,8 +381,8 @@ cdef class Van(Sink):
             self.abort(code)
 
     def last_number(self, Rank dest):
-        """The sequence number of the last message to `dest`."""
-        return load_u64(&self.channels[dest].handed)
+        """The sequence number of the last message to `dest`, while nobody sends."""
+        return self.channels[dest].sent
 
     def state_code(self):
         """0 while the node works, else the ERR_ code of every call."""

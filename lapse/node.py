@@ -2,7 +2,7 @@
 
 Design: `Server` is the user's handle. What lives as long as the node does is in `Node`, which knows its Server and its Workers by
 weak references only, so that garbage collection in any order ends what is to end. Threads of a node: "lapse-server" (the van's
-loop, without the GIL), "lapse-errands" (below), and the cluster's own.
+loop) and "lapse-marks", both without the GIL, "lapse-errands" (below), and the cluster's own.
 
 Finalizers and signal handlers run at any instant in any thread, also inside of somebody's lock: they only put errands into a queue
 (whose put is reentrant), and the errands thread does them. `lock` guards slots and retired; `ending` is held while the node ends.
@@ -176,6 +176,7 @@ class Node:
         self.sampling = None            # lapse._sampling.Sampling, when it has been enabled
         self.filler = None              # of the pool, and its thread
         self.filler_thread = None
+        self.marks_thread = None
         self.had_workers = False
         self.join(visible, stored, dtype)
 
@@ -212,6 +213,9 @@ class Node:
                                  f"{config.join_timeout:g} s")
             for rank, descriptor in self.van.connections().items():
                 self.cluster.heard(rank, descriptor)
+            if self.num_nodes > 1:
+                self.marks_thread = threading.Thread(target=self.van.send_marks, args=(MARKS,), name="lapse-marks", daemon=True)
+                self.marks_thread.start()
             self.cluster.ready()
             self.catch_interrupts()
         except BaseException as error:
@@ -370,15 +374,11 @@ class Node:
     # -- errands
 
     def run_errands(self):
-        tick = MARKS if self.num_nodes > 1 else 1.0 if self.config.trace_keys else None
-        next_mark = 0.0
         while True:
             errand = None
+            pause = 0.05 if self.orphans else 1.0 if self.config.trace_keys else None
             with contextlib.suppress(queue.Empty):
-                errand = self.errands.get(timeout=0.05 if self.orphans else tick)
-            if self.num_nodes > 1 and self.van is not None and time.monotonic() >= next_mark:
-                self.van.mark()
-                next_mark = time.monotonic() + MARKS
+                errand = self.errands.get(timeout=pause)
             self.orphans = [operations for operations in self.orphans if operations.purge()]
             self.log_trace()
             if errand is None:
@@ -539,6 +539,8 @@ class Node:
         self.thread.join(JOIN_THREADS)
         if self.thread.is_alive():
             log.error("node %d: the server thread does not end", self.rank)
+        if self.marks_thread is not None:
+            self.marks_thread.join(JOIN_THREADS)
 
     def close(self):
         self.closed = True

@@ -762,7 +762,7 @@ init {
      :: failed[0] -> goto done                      /* noticed; what had been applied until then was right */
      :: else
      fi;
-     for (i : 0 .. N * N - 1) { if :: sent[i] != heard[i] -> goto done :: else fi };      /* the last message: GOODBYE will show it */
+     for (i : 0 .. N * N - 1) { if :: sent[i] != heard[i] -> goto done :: else fi };      /* the last message: a MARK will show it */
 #endif
      for (i : 0 .. NW - 1) { CHECK(all_finished, ended[i]) };
      for (i : 0 .. K - 1) {

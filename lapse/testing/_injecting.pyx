@@ -2,7 +2,8 @@
 # protocol calls through Sink in any case; a Van of production has nothing of it. A message that is held back has its sequence number
 # already. A thread of this Van's own sends what is due; what it does to a channel it does under the channel's mutex, as everybody.
 #
-# Messages to the node itself, HELLO and STOP pass untouched: without them a node does not start or end, which is another matter.
+# Messages to the node itself, HELLO and STOP pass untouched: without them a node does not start or end, which is another matter. So
+# does MARK, whose instant is the clock's: what a seed does is to depend on the other messages only.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
@@ -11,7 +12,7 @@ from lapse._sync cimport load_i32, nanoseconds, park
 from lapse._types cimport ERR_FAILED, Rank
 from lapse._van cimport Van, stamp
 from lapse._protocol cimport out_t
-from lapse._wire cimport HELLO, STOP, header_t
+from lapse._wire cimport HELLO, MARK, STOP, header_t
 from lapse._zmq cimport (ZMQ_DONTWAIT, zmq_msg_close, zmq_msg_data, zmq_msg_init_size, zmq_msg_send, zmq_msg_t)
 
 import threading
@@ -94,7 +95,7 @@ cdef class InjectingVan(Van):
         cdef bint overtakes
         if dest == self.me or h.type == HELLO or h.type == STOP or self.channels[dest].socket == NULL:
             return Van.send(self, dest, out)
-        kind = self.draw(q)
+        kind = KINDS if h.type == MARK else self.draw(q)
         stamp(self, self.channels + dest, out)
         if kind < KINDS:
             self.counts[kind] += 1

@@ -5,7 +5,7 @@
 
 A node notices the first message that is lost, doubled or out of order by its number, and the job ends with NodeFailure, which names both
 nodes. Delayed messages change nothing. The loss of what is the last message of a channel for a while is noticed within about a second, by
-the MARK that follows.
+the MARK that follows, which nothing happens to.
 """
 from __future__ import annotations
 

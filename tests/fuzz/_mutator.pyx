@@ -200,7 +200,7 @@ cdef void change(parts_t* p, const layout_t* l, uint64_t* rng) noexcept nogil:
         elif j == 3:
             p.h.src = <uint32_t>odd_number(rng)
         elif j == 4:
-            p.h.type = <uint8_t>(16 + below(rng, 4))
+            p.h.type = <uint8_t>(16 + below(rng, 5))
             p.n = 0
             p.h.seq = 1
         p.h.seq = <uint64_t>below(rng, 4) if j < 5 else odd_number(rng)

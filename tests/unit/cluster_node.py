@@ -31,6 +31,7 @@ class Log(logging.Handler):
 
 class Node:
     def __init__(self, options: dict):
+        say("joining")
         config = Config.make(100, options.get("threads", 1), **options.get("settings", {}))
         self.descriptors: dict[int, int] = {}       # rank -> of the connection on which it was heard
         self.cluster = Cluster(config, options.get("description", {}), lambda failure: say("failure", **failure._asdict()))

@@ -5,6 +5,7 @@ cimport numpy as cnp
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from lapse cimport Key, Worker
+from lapse._here cimport here_t
 from lapse._sync cimport pthread_mutex_lock, pthread_mutex_unlock
 
 cnp.import_array()
@@ -43,6 +44,21 @@ def codes(Worker kv not None, int64_t handle, Py_ssize_t n):
 def prepare(Worker kv not None, int64_t n):
     """What prepare_sample returns."""
     return kv.prepare_sample(n)
+
+
+def make_lists(Worker kv not None, int64_t n):
+    """Make the list of local keys anew n times, each time letting the one before go, without the GIL."""
+    cdef here_t* l = NULL
+    cdef int64_t i
+    with nogil:
+        for i in range(n):
+            l = kv.sampler.sampling.list_of_now(l)
+        kv.sampler.sampling.let_go(l)
+
+
+def references(Worker kv not None):
+    """How many there are to the list of local keys that was made last."""
+    return kv.sampler.sampling.latest.refs
 
 
 def lock_pool(Worker kv not None):

@@ -217,6 +217,28 @@ def test_shutdown_finishes_what_is_under_way(serve):
     assert (out == 20).all()
 
 
+def test_marks_come_whoever_holds_the_gil_and_are_not_counted(run_program):
+    """One a millisecond, also while the node ends."""
+    run_program("""
+        import ctypes
+        import lapse, lapse.node
+        lapse.node.MARKS = 0.001
+        lapse.setup(8, 1)
+        server = lapse.Server(1)
+        kv = lapse.Worker(0, server)
+        kv.barrier()
+        van, other = server._node.van, 1 - server.my_rank()
+        before, number = van.counters(), van.last_number(other)
+        ctypes.PyDLL(None).usleep(2_000_000)
+        assert van.last_number(other) > number
+        assert van.counters() == before, (before, van.counters())
+        kv.barrier()
+        kv.finalize()
+        server.shutdown()
+        assert van.counters()["sent_messages"] == before["sent_messages"] + 1     # GOODBYE
+    """, nodes=2)
+
+
 def test_audit_finds_what_is_lost(serve, monkeypatch):
     server = serve()
     compare = server._cluster.compare

@@ -456,6 +456,16 @@ def test_eight_threads_get_each_use_once(serve, postpone):
     assert len(counts) > 0.98 * groups * group
 
 
+def test_threads_share_the_list_of_local_keys(serve):
+    """Four threads make it anew all the time, each letting go of what may be another one's; in the end one reference is left."""
+    threads = 4
+    server = serve(1, threads=threads)
+    server.enable_sampling_support("local", seed=1)
+    workers = [lapse.Worker(index, server) for index in range(threads)]
+    run_all(lambda index: sampling_probe.make_lists(workers[index], 200_000), threads)
+    assert sampling_probe.references(workers[0]) == 1
+
+
 def run_all(work, threads):
     failures = []
 
