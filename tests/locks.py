@@ -176,11 +176,11 @@ ROWS = [
         PROGRAM.format("test_many_key_operations-2---sys.location_caches_1"),
         [plain("lapse/_directory.pxd", "poke_u16(d.cache + key, 0 if owner == d.me else <uint16_t>(owner + 1))")], "tsan"),
     Row(30, "lock of a worker's pins", "the table of routes of unanswered operations",
-        UNIT.format("test_protocol", "test_two_threads_have_pins"),
+        UNIT.format("test_protocol", "test_two_threads_have_pins[0]"),
         [skip("lapse/_pins.pyx", "_lock(p)", 3),
          skip("lapse/_pins.pyx", "store_i32(&p.lock, 0)", 3)]),
     Row(31, "pins with a cached route, counted", "what the fast path looks at",
-        UNIT.format("test_protocol", "test_two_threads_have_pins"),
+        UNIT.format("test_protocol", "test_two_threads_have_pins[0]"),
         [plain("lapse/_pins.pyx", "add_i64(&p.cached, 1)"),
          plain("lapse/_pins.pyx", "add_i64(&p.cached, -1)")], "tsan"),
     # --- sampling

@@ -3,24 +3,53 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from lapse._directory cimport cached_owner, directory_epoch, owner_of
-from lapse._operations cimport op_finished, worker_t
+from lapse._directory cimport cached_owner, directory_epoch, owner_of, set_owner
+from lapse._operations cimport ensure_room, op_finished, worker_t
 from lapse._pins cimport pin_add, pin_drop, pin_find, pin_t, pins_free, pins_t
 from lapse._protocol cimport Protocol, Sink, out_t
-from lapse._store cimport COMING, HERE, epoch_of, is_home, row_of, slot_word, state_of, store_t, stored_bytes, transfer_of
-from lapse._sync cimport load_i64
+from lapse._routing cimport FINE_STEPS
+from lapse._store cimport (COMING, HERE, LATCH, epoch_of, gone_word, is_home, row_of, slot_word, state_of, store_t, stored_bytes, transfer_of,
+                           unlatch)
+from lapse._sync cimport load_i64, peek_u64, store_i32
 from lapse._transfers cimport entry_t, entry_values, transfer_t
-from lapse._types cimport ERR_MEMORY, Key, Rank, Timestamp
+from lapse._types cimport ERR_FAILED, ERR_MEMORY, Epoch, Key, Rank, Timestamp
 
 
 cdef class Recorder(Sink):
     cdef public list sent       # (dest, message)
     cdef public int unsent      # messages that were begun, and neither sent nor discarded
+    cdef public int locks       # how often a channel has been locked
+    cdef public int locked      # channels that are
+    cdef public bint starved    # there is no memory for messages
+    cdef public bint broken     # no message can be sent
+    cdef public int64_t clock   # what time it is
+    cdef public object before_lock      # called with the channel's destination, or None
+    cdef public object at_step  # called between two steps of the protocol, if it is to make FINE_STEPS; or None
 
     def __cinit__(self):
         self.sent = []
 
+    cdef void lock(self, Rank dest) noexcept nogil:
+        with gil:
+            if self.before_lock is not None:
+                self.before_lock(dest)
+        self.locks += 1
+        self.locked += 1
+
+    cdef void unlock(self, Rank dest) noexcept nogil:
+        self.locked -= 1
+
+    cdef int64_t now(self) noexcept nogil:
+        return self.clock
+
+    cdef void step(self) noexcept nogil:
+        with gil:
+            if self.at_step is not None:
+                self.at_step()
+
     cdef int alloc(self, out_t* out, size_t size) noexcept nogil:
+        if self.starved:
+            return ERR_MEMORY
         out.data = <char*>malloc(size)
         out.size = size
         self.unsent += 1
@@ -30,6 +59,9 @@ cdef class Recorder(Sink):
         return 0
 
     cdef int send(self, Rank dest, out_t* out) noexcept nogil:
+        if self.broken:
+            self.discard(out)
+            return ERR_FAILED
         with gil:
             self.sent.append((dest, out.data[:out.size]))
         self.discard(out)
@@ -46,25 +78,51 @@ cdef class Probe:
     cdef public Recorder sink
     cdef dict held              # {timestamp: array}
 
-    def __init__(self, num_keys, rank, num_nodes, **settings):
+    def __init__(self, num_keys, rank, num_nodes, *, credit=8, **settings):
         self.protocol = Protocol(num_keys, rank, num_nodes, **settings)
         self.sink = Recorder()
         self.held = {}
         self.protocol.connect(self.sink)
-        self.worker = self.protocol.add_worker(0, 8)
+        self.worker = self.protocol.add_worker(0, credit)
+        if self.worker == NULL:
+            raise MemoryError("no memory for a worker")
 
-    def issue(self, int kind, keys, vals):
-        """An operation on keys (int64) none of which is here."""
-        cdef const Key* k = <const Key*><uintptr_t>keys.ctypes.data
-        cdef uint32_t todo[16]
+    def add_worker(self, uint32_t index, credit):
+        """The places of its ring; None: there is no such worker."""
+        cdef worker_t* w = self.protocol.add_worker(index, credit)
+        return w.mask + 1 if w != NULL else None
+
+    def fill_tail(self, int index):
+        """Write what the protocol does not use of a worker; how many bytes of that were not 0."""
+        cdef worker_t* w = self.protocol.workers[index]
+        cdef char* begin = <char*>&w.held_keys
+        cdef size_t i, size = <size_t>(<char*>(w + 1) - begin), before = 0
+        for i in range(size):
+            before += begin[i] != 0
+        memset(begin, 0x5a, size)
+        return before
+
+    def issue(self, int kind, keys, vals, worker=0):
+        """The timestamp of an operation on keys (int64)."""
         cdef Timestamp ts
+        rc, ts = self.issued(kind, keys, vals, worker)
+        assert rc == 0
+        return ts
+
+    def issued(self, int kind, keys, vals, int worker=0):
+        """(what the protocol says: 0 or an error, the timestamp)"""
+        cdef const Key* k = <const Key*><uintptr_t>keys.ctypes.data
+        cdef uint32_t todo[128]
+        cdef Timestamp ts = -1
         cdef int i, n = len(keys)
-        assert n <= 16
+        assert n <= 128
         for i in range(n):
             todo[i] = i
-        assert self.protocol.issue(self.worker, kind, k, n, <void*><uintptr_t>vals.ctypes.data, todo, n, 0, &ts) == 0
+        if ensure_room(self.protocol.workers[worker], n) != 0:      # as a Worker does
+            return ERR_MEMORY, ts
+        rc = self.protocol.issue(self.protocol.workers[worker], kind, k, n, <void*><uintptr_t>vals.ctypes.data, todo, n, 0, &ts)
         self.held[ts] = vals
-        return ts
+        return rc, ts
 
     def handle(self, bytes message, Rank src):
         """What the protocol says of the message: 0 or a violation."""
@@ -102,6 +160,32 @@ cdef class Probe:
         operations = [(load_i64(&self.worker.ops[i].ts), load_i64(&self.worker.ops[i].remaining)) for i in range(self.worker.mask + 1)]
         return keys, operations, [array.tobytes() for array in self.held.values()], len(self.sink.sent), self.sink.unsent
 
+    def latched(self):
+        """How many keys' latches are taken."""
+        cdef store_t* s = self.protocol.store
+        cdef Key key, found = 0
+        for key in range(s.num_keys):
+            found += peek_u64(s.slots + key) & LATCH
+        return found
+
+    def contradict(self, Key key, Rank owner, Epoch epoch):
+        """The directory says something else than before."""
+        set_owner(self.protocol.directory, key, owner, epoch)
+
+    def lose(self, Key key):
+        """A key that has no row yet is not here any more, and nobody knows."""
+        unlatch(self.protocol.store, key, gone_word(1))
+
+    def step_finely(self):
+        self.protocol.faults = FINE_STEPS
+
+    def look(self, name):
+        """What the protocol says of itself: audit, counters, leftovers."""
+        return getattr(self.protocol, name)()
+
+    def owner(self, Key key):
+        return self.protocol.owner(key)
+
     def finished(self, Timestamp ts):
         return op_finished(self.worker, ts)
 
@@ -124,6 +208,9 @@ cdef class Probe:
     def pinned(self):
         return load_i64(&self.worker.pins.cached), self.worker.pins.used
 
+    def is_pinned(self, Key key):
+        return self.protocol.is_pinned(self.worker, key)
+
 
 cdef class Pins:
     """A table of pins."""
@@ -133,20 +220,33 @@ cdef class Pins:
         pins_free(&self.pins)
 
     def add(self, Key key, Rank route, bint cached):
-        return pin_add(&self.pins, key, route, cached)
+        cdef int rc
+        with nogil:
+            rc = pin_add(&self.pins, key, route, cached)
+        return rc
 
     def drop(self, Key key):
-        return pin_drop(&self.pins, key)
+        cdef int rc
+        with nogil:
+            rc = pin_drop(&self.pins, key)
+        return rc
 
     def find(self, Key key):
         """(route, cached, count), or None."""
         cdef pin_t pin
-        return (pin.route, pin.cached, pin.count) if pin_find(&self.pins, key, &pin) else None
+        cdef bint found
+        with nogil:
+            found = pin_find(&self.pins, key, &pin)
+        return (pin.route, pin.cached, pin.count) if found else None
+
+    def lock(self, bint taken):
+        """As a thread does that is in the table."""
+        store_i32(&self.pins.lock, taken)
 
     def held(self):
         return load_i64(&self.pins.cached), self.pins.used
 
-    def storm(self, Key begin, Key end, Py_ssize_t rounds):
+    def storm(self, Key begin, Key end, Py_ssize_t rounds, int shift=0):
         """Add, find and drop the keys again and again, without the GIL; how often one was not as this thread had left it."""
         cdef Py_ssize_t wrong = 0, i
         cdef Key key
@@ -154,9 +254,9 @@ cdef class Pins:
         with nogil:
             for i in range(rounds):
                 for key in range(begin, end):
-                    wrong += pin_add(&self.pins, key, <Rank>(key & 7), True) != 0
+                    wrong += pin_add(&self.pins, key << shift, <Rank>(key & 7), True) != 0
                 wrong += load_i64(&self.pins.cached) < end - begin         # (without the lock, as the fast path looks)
                 for key in range(begin, end):
-                    wrong += not pin_find(&self.pins, key, &pin) or pin.route != key & 7 or pin.count != 1
-                    wrong += pin_drop(&self.pins, key) != 0
+                    wrong += not pin_find(&self.pins, key << shift, &pin) or pin.route != key & 7 or pin.count != 1
+                    wrong += pin_drop(&self.pins, key << shift) != 0
         return wrong

@@ -2,6 +2,7 @@
 import random
 import struct
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -243,7 +244,7 @@ def busy(probe):
     0 and 1 are here, 2 is at node 2; 4 and 5 have come here; 6 and 7 are on their way, 7 goes on to node 1; a push to 3 is under way.
     """
     lengths = np.arange(1, 10, dtype=np.uint32)
-    node = probe.Probe(9, 0, 3, dtype="float32", visible=lengths, stored=lengths, location_caches=True)
+    node = probe.Probe(9, 0, 3, dtype="float32", visible=lengths, stored=lengths, location_caches=True, max_workers=3)
     assert node.handle(message(PUSH, [0, 1], values=np.arange(3, dtype=np.float32).tobytes()), 1) == 0
     assert node.handle(message(LOCALIZE, [2], origin=2), 2) == 0
     assert node.issue(PUSH, np.array([3]), np.ones(4, np.float32)) == 0
@@ -447,13 +448,28 @@ def test_pins_are_counted(probe):
         assert pins.find(key) == tuple(model[key])
 
 
-def test_two_threads_have_pins(probe):
-    """A worker adds while the server drops."""
+@pytest.mark.parametrize("shift", [0, 44])
+def test_two_threads_have_pins(probe, shift):
+    """A worker adds while the server drops. With a shift all keys have the same place, so that each is looked for among the others."""
     with ThreadPoolExecutor(3) as threads:
         for _ in range(20):
             pins = probe.Pins()
-            assert sum(threads.map(lambda i: pins.storm(8 * i, 8 * i + 8, 1000), range(3))) == 0    # noqa: B023
+            assert sum(threads.map(lambda i: pins.storm(8 * i, 8 * i + 8, 1000, shift), range(3))) == 0     # noqa: B023
             assert pins.held() == (0, 0)
+
+
+def test_one_thread_at_a_time_is_at_the_pins(probe):
+    pins = probe.Pins()
+    assert pins.add(1, 2, True) == 0
+    with ThreadPoolExecutor(1) as threads:
+        for call, arguments, result in ((pins.find, (1,), (2, True, 1)), (pins.add, (1, 2, True), 0), (pins.drop, (1,), 0)):
+            pins.lock(True)
+            waiting = threads.submit(call, *arguments)
+            time.sleep(0.2)
+            done = waiting.done()
+            pins.lock(False)
+            assert waiting.result() == result
+            assert not done
 
 
 def test_arrivals_are_noted(probe):
