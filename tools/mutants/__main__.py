@@ -63,7 +63,7 @@ def state_of(paths) -> str:
 
 def inputs() -> list[Path]:
     """What the outcome of a mutant depends on."""
-    found = [path for pattern in ("lapse/*.p[yx]*", "lapse/testing/*.p*", "tests/ext/protocol_probe.pyx", "tests/unit/test_protocol.py",
+    found = [path for pattern in ("lapse/*.p[yx]*", "lapse/testing/*.p*", "tests/ext/protocol_probe.pyx", "tests/unit/test_protocol*.py",
                                   "tools/mutants/schemata.py", "tools/mutants/detect.py") for path in ROOT.glob(pattern)]
     return [path for path in found if path.suffix in (".py", ".pyx", ".pxd")]
 
@@ -75,7 +75,8 @@ def copy_tree(tree: Path) -> None:
     shutil.copytree(ROOT / "lapse", tree / "lapse", ignore=ignore)
     shutil.copytree(ROOT / "tests/ext", tree / "tests/ext", ignore=ignore)
     (tree / "tests/unit").mkdir()
-    shutil.copy(ROOT / "tests/unit/test_protocol.py", tree / "tests/unit")
+    for path in ROOT.glob("tests/unit/test_protocol*.py"):
+        shutil.copy(path, tree / "tests/unit")
     (tree / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
     selector(tree)
 

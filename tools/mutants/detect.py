@@ -99,7 +99,7 @@ class Detectors:
 
     def frames(self) -> tuple[int, list[str]]:
         failed = Failures()
-        code = self.pytest.main(["-q", "-x", "-p", "no:cacheprovider", str(self.tree / "tests/unit/test_protocol.py"),
+        code = self.pytest.main(["-q", "-x", "-p", "no:cacheprovider", *map(str, sorted(self.tree.glob("tests/unit/test_protocol*.py"))),
                                  "--deselect", "tests/unit/test_protocol.py::test_anything", "--rootdir", str(self.tree)], plugins=[failed])
         return code, failed.names
 

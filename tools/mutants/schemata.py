@@ -316,6 +316,7 @@ class Mutator(Walk):
         elif isinstance(node, ExprNodes.BoolBinopNode):
             variant = clone(node)
             variant.operator = BOOLEAN[node.operator]
+            variant.operand1 = truth(variant.operand1)          # (of `x == 1 and x == 2` Cython would make the switch of `or`)
             yield f"{node.operator} -> {variant.operator}", truth(variant)
         elif isinstance(node, ExprNodes.NumBinopNode) and node.operator in BINARY:
             changed = BINARY[node.operator]
