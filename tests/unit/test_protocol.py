@@ -497,10 +497,13 @@ def test_a_protocol_gives_its_memory_back(probe):
     assert size() - before < 3 * 512        # pages; a directory has 1024, a cache 512
 
 
+@pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("key", [1, 4])
-def test_a_transfer_of_long_ago(probe, key):
-    """A key that comes a second time, at its home and elsewhere, comes with a later epoch; the home knows which."""
+def test_a_transfer_of_long_ago(probe, key, fine):
+    """A key that comes a second time, at its home and elsewhere, comes with a later epoch; the home knows which. In a simulation, too."""
     node = probe.Probe(9, 0, 3, dtype="float32", visible=2)
+    if fine:
+        node.step_finely()
     home = key // 3
     if home == 0:
         assert node.handle(message(LOCALIZE, [key], origin=2), 2) == 0          # epoch 1
