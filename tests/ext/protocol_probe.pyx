@@ -112,10 +112,10 @@ cdef class Probe:
     def issued(self, int kind, keys, vals, int worker=0):
         """(what the protocol says: 0 or an error, the timestamp)"""
         cdef const Key* k = <const Key*><uintptr_t>keys.ctypes.data
-        cdef uint32_t todo[128]
+        cdef uint32_t todo[256]
         cdef Timestamp ts = -1
         cdef int i, n = len(keys)
-        assert n <= 128
+        assert n <= 256
         for i in range(n):
             todo[i] = i
         if ensure_room(self.protocol.workers[worker], n) != 0:      # as a Worker does

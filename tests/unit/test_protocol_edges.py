@@ -414,7 +414,7 @@ def test_a_home_that_forgets_a_next_owner(probe):
 
 # --- channels that fail, and memory that ends
 
-KEYS = 100
+KEYS = 150                      # more than there is room for at first, or twice that
 
 
 def coming(probe, n=KEYS, **settings):
