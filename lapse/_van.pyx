@@ -381,8 +381,8 @@ cdef class Van(Sink):
             self.abort(code)
 
     def last_number(self, Rank dest):
-        """The sequence number of the last message to `dest`, while nobody sends."""
-        return self.channels[dest].sent
+        """The sequence number of the last message to `dest`; one more, if that could not be sent."""
+        return load_u64(&self.channels[dest].handed)
 
     def state_code(self):
         """0 while the node works, else the ERR_ code of every call."""
