@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_protocol import (
+    ACK,
     BAD_ANSWER,
     BAD_EPOCH,
     BAD_SIZE,
@@ -337,6 +338,14 @@ def test_a_position_that_is_not_there_is_named(probe):
     ts = pull(node, [4])
     assert node.handle(message(VALUES, [4, 5], [0, 1], bytes(16), origin=0, ts=ts), 1) == BAD_ANSWER
     assert node.blamed() == (5, 0)
+
+
+def test_an_answer_for_the_first_worker_that_cannot_be(probe):
+    """Whatever lies behind the table of workers."""
+    nodes = []
+    for n in range(1, 40):
+        nodes.append(probe.Probe(9, 0, 3, dtype="float32", visible=2, max_workers=n))
+        assert nodes[-1].handle(message(ACK, [4], [0], origin=0, worker=n), 1) == BAD_ANSWER
 
 
 def test_nothing_of_a_hand_over_is_noted_if_one_key_has_a_next_owner(probe):
