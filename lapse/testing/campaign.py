@@ -86,24 +86,19 @@ class _Mallinfo(ctypes.Structure):
                                                      "fordblks", "keepcost")]
 
 
-def allocated() -> int:
-    """Bytes in use of malloc; 0 where the C library does not tell (it has to be glibc)."""
+def leaked(seed: int, settings: dict) -> int:
+    """Bytes that each run of this schedule leaves behind; 0 where the C library does not tell (it has to be glibc)."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallinfo2"):
         return 0
     libc.mallinfo2.restype = _Mallinfo
-    info = libc.mallinfo2()
-    return info.uordblks + info.hblkhd
-
-
-def leaked(seed: int, settings: dict) -> int:
-    """Bytes that each run of this schedule leaves behind; 0 where the C library does not tell."""
     for runs in (7, 30):        # glibc counts what its thread caches hold, up to 7 blocks of a size, as used: those may grow for some runs
         used = []
         for _ in range(runs):
             Simulation(seed, **settings).run()
             gc.collect()
-            used.append(allocated())
+            info = libc.mallinfo2()
+            used.append(info.uordblks + info.hblkhd)
         grown = median(b - a for a, b in zip(used[1:], used[2:]))
         if grown < 48:          # less than the smallest thing that the core allocates: noise of Python's
             return 0

@@ -483,20 +483,18 @@ def test_arrivals_are_noted(probe):
     assert node.arrived() == (3, [9, 8])
 
 
-def pages():
-    """What this process has mapped."""
-    return int(Path("/proc/self/statm").read_text().split()[0])
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's record of its mappings")
 def test_a_protocol_gives_its_memory_back(probe):
     """Directory, caches and slots are mapped, and no counter of malloc sees them."""
+    def size():
+        return int(Path("/proc/self/statm").read_text().split()[0])
+
     node, before = None, 0
     for i in range(12):
         node = probe.Probe(1 << 20, 0, 2, dtype="float32", visible=1, location_caches=True)
-        before = before if i else pages()
+        before = before if i else size()
     assert node is not None
-    assert pages() - before < 3 * 512       # a directory has 1024, a cache 512
+    assert size() - before < 3 * 512        # pages; a directory has 1024, a cache 512
 
 
 @pytest.mark.parametrize("fine", [False, True])

@@ -1,5 +1,7 @@
 """One node at its edges: sizes, memory that ends, a home that contradicts itself, two threads that meet in one call."""
+import ctypes
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,16 +22,33 @@ from test_protocol import (
     VALUES,
     header,
     message,
-    pages,
     probe,
 )
-
-from lapse.testing.campaign import allocated
 
 __all__ = ["probe"]             # the fixture
 
 NO_MEMORY, SEND_FAILED, ERR_FAILED, ERR_MEMORY = -112, -113, -3, -7
 EMPTY = np.empty(0)
+
+
+def pages():
+    """What this process has mapped."""
+    return int(Path("/proc/self/statm").read_text().split()[0])
+
+
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+                                                     "fordblks", "keepcost")]
+
+
+def allocated():
+    """Bytes in use of malloc; 0 where the C library does not tell."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return 0
+    mallinfo.restype = Mallinfo
+    info = mallinfo()
+    return info.uordblks + info.hblkhd
 
 
 def sanitized():

@@ -4,9 +4,7 @@ import ctypes
 import numpy as np
 import pytest
 from test_protocol import ACK, HAND_OVER, LOCALIZE, PULL, PUSH, SET, TRANSFER, VALUES, message, probe
-from test_protocol_edges import ERR_MEMORY, FRAMES, KEYS, NO_MEMORY, arrived, bare, coming, mixed, own, queued
-
-from lapse.testing.campaign import allocated
+from test_protocol_edges import ERR_MEMORY, FRAMES, KEYS, NO_MEMORY, allocated, arrived, bare, coming, mixed, own, queued
 
 __all__ = ["probe"]             # the fixture
 
